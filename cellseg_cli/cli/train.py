@@ -1,0 +1,144 @@
+"""`cellseg train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cellseg_cli.cli.common import (
+    AsJson,
+    ConfigFile,
+    Device,
+    Overwrite,
+    Quiet,
+    Sets,
+    echo_json,
+)
+from cellseg_cli.config import TrainSettings, settings_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cellseg_cli.training.loop import Report
+
+
+def train(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA...",
+            help="Folders that hold images/ and labels/, or IMAGES=TRUTH with TRUTH a folder of "
+            "label images, a Kaggle CSV or a COCO JSON.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; an unfinished one resumes.")],
+    val: Annotated[
+        list[str] | None,
+        typer.Option("--val", metavar="DATA", help="Held-out data to choose the best model by."),
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(
+            "--index", help="CSV with columns id, split (train, val) and cell_type, each optional."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="spatial (default) or contrastive.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Crops per step and device.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="A timm model, such as resnet18.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
+    device: Device = None,
+    devices: Annotated[
+        int | None, typer.Option("--devices", min=1, help="Processes, one per accelerator.")
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="Name that the model file carries.")] = "model",
+    licence: Annotated[
+        str, typer.Option("--licence", help="Licence that the model file carries.")
+    ] = "unstated",
+    data_note: Annotated[
+        str, typer.Option("--data-note", help="What the model learned from, for its header.")
+    ] = "unstated",
+    config: ConfigFile = None,
+    sets: Sets = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> int:
+    """Learn a model from images with truth.
+
+    The same command goes on where a stopped run left off. RUN/best.safetensors
+    is the model to use.
+
+    Example:
+
+        cellseg train dsb2018/train --val dsb2018/val --out run
+        cellseg embed plates --model run/best.safetensors --out emb.zarr
+    """
+    settings = settings_from(
+        TrainSettings,
+        file=config,
+        section="train",
+        sets=sets or (),
+        flags={
+            "recipe": recipe,
+            "steps": steps,
+            "batch_size": batch_size,
+            "encoder": encoder,
+            "seed": seed,
+            "device": device,
+            "devices": devices,
+        },
+    )
+    from cellseg_cli.training.data import open_split
+    from cellseg_cli.training.loop import Labelling
+    from cellseg_cli.training.loop import train as run
+
+    split = open_split(data, validation=val or (), index=index)
+    for note in split.notes:
+        typer.echo(f"cellseg: {note}", err=True)
+    result = run(
+        split,
+        out,
+        settings,
+        labelling=Labelling(name=name, licence=licence, data=data_note),
+        overwrite=overwrite,
+        emit=_reporter(quiet),
+    )
+    if as_json:
+        echo_json({**result.__dict__, "best": str(result.best), "last": str(result.last)})
+    else:
+        typer.echo(f"{result.best}: {_scores(result.score) or 'no held-out data to score it on'}")
+    return 0
+
+
+def _reporter(quiet: bool) -> Callable[[Report], None]:
+    """Return what writes a run's reports on stderr, one line each."""
+
+    def show(report: Report) -> None:
+        if quiet:
+            return
+        if report.score is not None:
+            typer.echo(f"step {report.step}: {_scores(report.score)}", err=True)
+            return
+        losses = "  ".join(f"{key} {value:.3f}" for key, value in report.losses.items())
+        typer.echo(
+            f"step {report.step}/{report.steps}  {losses}  {report.crops_per_s:.1f} crops/s", err=True
+        )
+
+    return show
+
+
+def _scores(score: object) -> str:
+    entries = score.items() if isinstance(score, dict) else ()
+    return "  ".join(
+        f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in entries
+    )

@@ -1,0 +1,303 @@
+"""Settings: one frozen value per stage, made from defaults, a file and flags.
+
+The dataclasses below are the only place where a default is told.  Help texts
+quote them and stores record them.  Fields whose value decides the output are
+kept apart from those that only decide how the work is carried out
+(:class:`RunSettings`): the first go into fingerprints, the second never do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from cellseg_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """What `embed` does to a field.
+
+    Attributes
+    ----------
+    model
+        Name of a bundled model or path of a checkpoint.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:I``.
+    channel, z, t
+        Planes to take of a stack; ``None`` leaves the choice to the image,
+        which must then have only one.
+    tile_px, halo_px
+        Side of a network tile and the part of it that is thrown away at each
+        inner border, both in pixels and multiples of 32.
+    batch_size
+        Tiles per pass on an accelerator; one tile per pass on the CPU.
+    include, exclude
+        Globs on the path relative to the root.
+    """
+
+    model: str = "nuclei"
+    device: str = "auto"
+    channel: tuple[int, ...] | None = None
+    z: str | None = None
+    t: int | None = None
+    tile_px: int = 1024
+    halo_px: int = 64
+    batch_size: int = 8
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """How an embedding becomes a label image; ``None`` takes the model's tuned value.
+
+    Attributes
+    ----------
+    method
+        ``auto`` (the default of the embedding's kind), ``seeds``, ``grid``,
+        ``linkage`` or ``watershed``.
+    merge_distance
+        Distance at which `linkage` and `grid` stop merging: cosine distance for
+        contrastive embeddings, pixels for spatial ones.
+    foreground
+        Level in [0, 1] from which a pixel belongs to a cell.
+    seed_level
+        Level in [0, 1] that a pixel needs to start an instance (`seeds`).
+    min_area_px
+        Smaller instances are dropped.
+    size
+        Working size of `linkage` and `grid`: ``160x128``, ``half`` or ``full``.
+    erosion
+        After `linkage`: ``grow`` erodes and grows back, ``origin`` only erodes,
+        ``none`` does neither.
+    """
+
+    method: Literal["auto", "seeds", "grid", "linkage", "watershed"] = "auto"
+    merge_distance: float | None = None
+    foreground: float | None = None
+    seed_level: float | None = None
+    min_area_px: int | None = None
+    size: Literal["160x128", "half", "full"] | None = None
+    erosion: Literal["grow", "origin", "none"] | None = None
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How the work is carried out; nothing here changes a pixel of the output.
+
+    Attributes
+    ----------
+    workers
+        Threads; 0 means one per core.
+    part
+        ``"i/n"``, 1 ≤ i ≤ n: this run does every n-th field only.
+    overwrite
+        Replace an output that was made with other settings.
+    dry_run
+        Say what would be done; write nothing.
+    """
+
+    workers: int = 0
+    part: str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a model is learned.
+
+    Attributes
+    ----------
+    recipe
+        ``spatial`` or ``contrastive``.
+    encoder
+        Any timm ``features_only`` model.
+    levels
+        Encoder stages used, from stride 2 on.
+    decoder_channels
+        Channels of the finest decoder stage; doubled per coarser stage.
+    in_channels
+        Image channels the network takes; grey images are repeated.
+    embedding_dim
+        Unit components per pixel (`contrastive` only).
+    classes_head
+        Add the background / interior / border head.
+    sampler
+        Where `contrastive` takes its pixels: ``uniform``, ``window`` or
+        ``foreground``.
+    sampled_pixels, window_px, temperature
+        Pixels per crop of `uniform`; side of a window of the other two
+        samplers; temperature of the contrast.
+    instances_per_crop, grid_points
+        `spatial`: instances per crop that enter the loss at most, and points
+        per side of the window laid over each.
+    steps, batch_size, crop_px
+        Optimiser steps, crops per step and process, side of a crop in pixels.
+    balance
+        Crops are drawn from each group of fields (data set and cell type) in
+        proportion to its number of fields to this power: 1 as they come, 0 all
+        groups alike.
+    learning_rate, weight_decay, ema_decay
+        AdamW with a one-cycle schedule; decay of the averaged weights that
+        are kept.
+    scale_min, scale_max
+        Range of the random zoom.
+    validate_every
+        Steps between validations; 0 validates at the end only.
+    seed
+        Of everything random.
+    precision
+        ``auto`` (bf16 where the device computes it natively), ``bf16`` or ``fp32``.
+    low_percentile, high_percentile
+        Normalisation of each field.
+    """
+
+    recipe: Literal["spatial", "contrastive"] = "spatial"
+    encoder: str = "resnet18"
+    levels: int = 4
+    decoder_channels: int = 16
+    in_channels: int = 3
+    embedding_dim: int = 8
+    classes_head: bool = True
+    sampler: Literal["uniform", "window", "foreground"] = "window"
+    sampled_pixels: int = 2500
+    window_px: int = 40
+    temperature: float = 0.2
+    instances_per_crop: int = 40
+    grid_points: int = 56
+    steps: int = 2000
+    batch_size: int = 4
+    crop_px: int = 256
+    balance: float = 0.5
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.01
+    ema_decay: float = 0.998
+    scale_min: float = 0.65
+    scale_max: float = 1.5
+    validate_every: int = 500
+    seed: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: str = "auto"
+    devices: int = 1
+    low_percentile: float = 1.0
+    high_percentile: float = 99.8
+
+
+Settings = TypeVar("Settings", EmbedSettings, ClusterSettings, RunSettings, TrainSettings)
+
+
+def settings_from(
+    cls: type[Settings],
+    *,
+    file: Path | None = None,
+    section: str = "",
+    sets: Sequence[str] = (),
+    flags: Mapping[str, object] | None = None,
+) -> Settings:
+    """Return the settings: defaults < ``file[section]`` < ``--set key=value`` < flags.
+
+    Parameters
+    ----------
+    file
+        A TOML file with one table per command.
+    section
+        The table that holds the settings of this command.
+    sets
+        ``key=value`` texts; the value is read as TOML, else taken as text.
+        Keys of another settings class of the same command are not known here:
+        split them first with :func:`split_sets`.
+    flags
+        Values from the command line; ``None`` means not given.
+
+    Raises
+    ------
+    ConfigError
+        All unknown keys and all bad values, in one message.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values.update(_table(file, section))
+    values.update(_pairs(sets))
+    values.update({key: value for key, value in (flags or {}).items() if value is not None})
+    return _validated(cls, values)
+
+
+def field_names(cls: type[Any]) -> tuple[str, ...]:
+    """Return the names of the settings of `cls`, in order."""
+    return tuple(field.name for field in dataclasses.fields(cls))
+
+
+def parse_part(part: str) -> tuple[int, int]:
+    """Return (i, n) of ``"i/n"`` with 1 ≤ i ≤ n.
+
+    >>> parse_part("2/8")
+    (2, 8)
+    """
+    left, slash, right = part.partition("/")
+    if not (slash and left.isdecimal() and right.isdecimal()):
+        raise ConfigError(f"--part {part!r} is not of the form i/n, such as 1/8")
+    index, count = int(left), int(right)
+    if not 1 <= index <= count:
+        raise ConfigError(
+            f"--part {part}: i must lie in 1..n; number array tasks from 1, "
+            f"as in sbatch --array=1-{right}"
+        )
+    return index, count
+
+
+def _table(file: Path, section: str) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    known = {"train", "embed", "cluster", "export", "evaluate", "demo"}
+    if unknown := sorted(set(content) - known):
+        raise ConfigError(
+            f"{file} has unknown tables {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+        )
+    table = content.get(section, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{file}: {section} must be a table [{section}], got {table!r}")
+    return table
+
+
+def _pairs(sets: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text!r} is not of the form key=value")
+        values[key.strip()] = _toml_value(value.strip())
+    return values
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _validated(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    from pydantic import TypeAdapter, ValidationError
+
+    known = field_names(cls)
+    if unknown := sorted(set(values) - set(known)):
+        raise ConfigError(
+            f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+        )
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{fault['loc'][0]}={fault['input']!r}: {fault['msg']}" for fault in error.errors()
+        )
+        raise ConfigError(f"bad settings: {faults}") from error

@@ -1,0 +1,1 @@
+"""What comes in: fields found, one field decoded and normalised, and its truth."""

@@ -1,0 +1,1 @@
+"""What is learned: encoder, decoder, heads, checkpoints, and running them on a field."""

@@ -1,0 +1,216 @@
+"""The network: a timm encoder, a U-Net decoder to full size, and the heads.
+
+Invariant: the output has the input's height and width, so that one embedding
+belongs to one pixel.  Nothing here knows of files, fields or instances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cellseg_cli.errors import ConfigError
+
+Kind = Literal["spatial", "contrastive"]
+
+#: Meaning of the components of a spatial embedding, in order.
+SPATIAL_CHANNELS = ("offset_y_px", "offset_x_px", "bandwidth_px", "seed")
+
+#: Offsets leave the head in units of this many pixels, about the radius of a
+#: nucleus at the usual magnifications, so that raw outputs start near one.
+OFFSET_UNIT_PX = 8.0
+
+#: Bandwidth where the head's raw output is zero; a cell of radius r has
+#: phi = 0.5 at its rim when sigma = r / sqrt(2 ln 2), 6.8 px for r = 8.
+BANDWIDTH_UNIT_PX = 6.0
+
+#: |log(bandwidth / unit)| is held below this: 0.3 to 120 px.
+LOG_BANDWIDTH_LIMIT = 3.0
+
+MAX_DECODER_CHANNELS = 256
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that decides the shapes of the weights.
+
+    Attributes
+    ----------
+    kind
+        ``spatial`` (offset, bandwidth, seed) or ``contrastive`` (unit vectors).
+    encoder
+        A timm model that knows ``features_only``.
+    levels
+        Encoder stages used; stage i has stride 2**(i + 1).
+    decoder_channels
+        Channels of the full-size stage; doubled at each coarser one.
+    in_channels
+        Image channels.
+    embedding_dim
+        Unit components of a contrastive embedding; 4 for spatial ones.
+    classes_head
+        Whether background / interior / border logits come along.
+    """
+
+    kind: Kind = "spatial"
+    encoder: str = "resnet18"
+    levels: int = 4
+    decoder_channels: int = 16
+    in_channels: int = 3
+    embedding_dim: int = 8
+    classes_head: bool = True
+
+    def __post_init__(self) -> None:
+        limits = {"levels": 6, "decoder_channels": 256, "in_channels": 64, "embedding_dim": 64}
+        faults = [
+            f"{name}={getattr(self, name)} is not in 1..{most}"
+            for name, most in limits.items()
+            if not 1 <= getattr(self, name) <= most
+        ]
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    @property
+    def stride(self) -> int:
+        """Height and width of the network's input are multiples of this, in pixels."""
+        return 2**self.levels
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Meaning of each component of the embedding."""
+        if self.kind == "spatial":
+            return SPATIAL_CHANNELS
+        return tuple(f"unit_{index}" for index in range(self.embedding_dim))
+
+
+class Output(NamedTuple):
+    """What the network says of a batch.
+
+    Attributes
+    ----------
+    embedding
+        (B, E, H, W) float32: for ``spatial`` offset y, offset x and bandwidth
+        in pixels and the seed logit's sigmoid; for ``contrastive`` unit vectors.
+    classes
+        (B, 3, H, W) float32 logits of background, interior, border, or None.
+    """
+
+    embedding: Tensor
+    classes: Tensor | None
+
+
+class Embedder(nn.Module):
+    """Encoder, decoder and heads of one :class:`Architecture`."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        encoder = _encoder(architecture)
+        widths = encoder.feature_info.channels()
+        self.encoder = encoder
+        self.decoder = UNetDecoder(widths, architecture.in_channels, architecture.decoder_channels)
+        components = len(architecture.channels)
+        self.embedding_head = nn.Conv2d(architecture.decoder_channels, components, kernel_size=1)
+        self.classes_head = (
+            nn.Conv2d(architecture.decoder_channels, 3, kernel_size=1)
+            if architecture.classes_head
+            else None
+        )
+
+    def forward(self, images: Tensor) -> Output:
+        """Return embedding and classes of `images`, (B, C, H, W).
+
+        H and W are multiples of the stride.
+        """
+        features = self.decoder(images, self.encoder(images))
+        raw = self.embedding_head(features).float()
+        embedding = _spatial(raw) if self.architecture.kind == "spatial" else _unit(raw)
+        classes = None if self.classes_head is None else self.classes_head(features).float()
+        return Output(embedding, classes)
+
+
+class UNetDecoder(nn.Module):
+    """Bring the encoder's stages back to full size, coarsest first (arXiv 1505.04597).
+
+    The last stage sees the image itself through one convolution: at stride 2
+    the rim of a nucleus is already blurred, and the rim is where average
+    precision at high IoU is decided.
+    """
+
+    def __init__(self, widths: list[int], in_channels: int, finest: int) -> None:
+        super().__init__()
+        self.stem = _convolve(in_channels, finest)
+        skips = [finest, *widths[:-1]]
+        stages = []
+        below = widths[-1]
+        for level in reversed(range(len(skips))):
+            width = min(finest * 2**level, MAX_DECODER_CHANNELS)
+            stages.append(
+                nn.Sequential(_convolve(below + skips[level], width), _convolve(width, width))
+            )
+            below = width
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, images: Tensor, features: list[Tensor]) -> Tensor:
+        """Return (B, finest, H, W) from `features`, finest stage first."""
+        skips = [self.stem(images), *features[:-1]]
+        below = features[-1]
+        for stage, skip in zip(self.stages, reversed(skips), strict=True):
+            below = functional.interpolate(below, size=skip.shape[-2:], mode="nearest")
+            below = stage(torch.cat([below, skip], dim=1))
+        return below
+
+
+def _encoder(architecture: Architecture) -> Any:
+    import timm
+
+    if not timm.is_model(architecture.encoder):
+        raise ConfigError(
+            f"timm knows no encoder named {architecture.encoder!r}; "
+            "timm.list_models() lists them, resnet18 is the usual one"
+        )
+    try:
+        encoder: Any = timm.create_model(
+            architecture.encoder,
+            features_only=True,
+            pretrained=False,
+            in_chans=architecture.in_channels,
+            out_indices=tuple(range(architecture.levels)),
+        )
+    except (RuntimeError, AssertionError, IndexError, TypeError) as error:
+        raise ConfigError(
+            f"timm's {architecture.encoder} gives no {architecture.levels} feature stages: "
+            f"{error}; choose another encoder or fewer levels"
+        ) from error
+    expected = [2 ** (level + 1) for level in range(architecture.levels)]
+    if (strides := list(encoder.feature_info.reduction())) != expected:
+        raise ConfigError(
+            f"{architecture.encoder} has stages of stride {strides}, needs {expected}; "
+            "choose an encoder whose first stage has stride 2, such as resnet18"
+        )
+    return encoder
+
+
+def _convolve(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _spatial(raw: Tensor) -> Tensor:
+    """Return offsets and bandwidth in pixels and the seed in (0, 1) from raw (B, 4, H, W)."""
+    offset = raw[:, :2] * OFFSET_UNIT_PX
+    limited = LOG_BANDWIDTH_LIMIT * torch.tanh(raw[:, 2:3] / LOG_BANDWIDTH_LIMIT)
+    return torch.cat(
+        [offset, BANDWIDTH_UNIT_PX * torch.exp(limited), torch.sigmoid(raw[:, 3:4])], 1
+    )
+
+
+def _unit(raw: Tensor) -> Tensor:
+    return functional.normalize(raw, dim=1, eps=1e-6)

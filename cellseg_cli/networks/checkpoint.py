@@ -1,0 +1,217 @@
+"""Model files: safetensors with a JSON header that says all there is to know.
+
+Loading reads a JSON text and raw numbers, nothing else: a hostile file can be
+refused but cannot run anything.  Limits: a file of at most 2 GiB, a header
+text of at most 1 MiB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cellseg_cli import __version__
+from cellseg_cli.errors import CheckpointError, ConfigError
+from cellseg_cli.networks.architecture import Architecture, Embedder
+
+FORMAT = "cellseg-model"
+FORMAT_VERSION = 1
+MAX_FILE_BYTES = 2 << 30
+MAX_HEADER_BYTES = 1 << 20
+
+#: Where bundled models lie.
+WEIGHTS = Path(__file__).parents[1] / "weights"
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """What a model file says of itself.
+
+    Attributes
+    ----------
+    name
+        Short name, such as ``nuclei``.
+    architecture
+        Shapes of the weights.
+    low_percentile, high_percentile
+        Normalisation of a field before it enters the network.
+    cluster
+        Tuned clustering settings; keys of ``ClusterSettings``.
+    label_statistics
+        Of the training truth: number of instances, median and extreme areas in
+        pixels, cell types.
+    training
+        Settings, steps, seconds, device and scores of the run that made it.
+    licence, data
+        Under which licence the weights may be used, and what they learned from.
+    version
+        Version of cellseg that wrote the file.
+    """
+
+    name: str
+    architecture: Architecture
+    low_percentile: float = 1.0
+    high_percentile: float = 99.8
+    cluster: dict[str, Any] = field(default_factory=dict)
+    label_statistics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    licence: str = "unstated"
+    data: str = "unstated"
+    version: str = __version__
+
+    @property
+    def kind(self) -> str:
+        """``spatial`` or ``contrastive``."""
+        return self.architecture.kind
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Meaning of each component of the embedding."""
+        return self.architecture.channels
+
+    @property
+    def in_channels(self) -> int:
+        """Image channels that the network takes."""
+        return self.architecture.in_channels
+
+
+def save_model(path: Path, model: Embedder, header: ModelHeader, *, half: bool = False) -> None:
+    """Write `model` and `header` to `path`, atomically.
+
+    Parameters
+    ----------
+    half
+        Store floating-point weights as float16 to halve the file; they are
+        computed with in float32 after loading.
+    """
+    from safetensors.torch import save
+
+    tensors = {
+        name: _stored(tensor, half=half).contiguous() for name, tensor in model.state_dict().items()
+    }
+    text = json.dumps(
+        {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(header)}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(save(tensors, metadata={"cellseg": text}))
+    temporary.replace(path)
+
+
+def _stored(tensor: Tensor, *, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.half() if half and tensor.is_floating_point() else tensor
+
+
+def read_header(path: Path) -> ModelHeader:
+    """Return the header of the model file at `path` without reading its weights.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, is no model file of ours, or of another version.
+    """
+    content = _header_json(path)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a safetensors file, but not a cellseg model")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} is of model format {content.get('format_version')!r}, "
+            f"this version reads {FORMAT_VERSION}; use the cellseg that wrote it"
+        )
+    return _header(path, {k: v for k, v in content.items() if not k.startswith("format")})
+
+
+def load_model(path: Path) -> tuple[Embedder, ModelHeader]:
+    """Return the network, in evaluation mode on the CPU, and the header of a model file.
+
+    Raises
+    ------
+    CheckpointError
+        As :func:`read_header`, and where the weights do not fit the header.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    header = read_header(path)
+    try:
+        model = Embedder(header.architecture)
+        tensors = load_file(path)
+        floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+        model.load_state_dict(floats)
+    except (SafetensorError, RuntimeError, ConfigError) as error:
+        raise CheckpointError(f"the weights in {path} do not fit its header: {error}") from error
+    if broken := [name for name, tensor in floats.items() if not torch.isfinite(tensor).all()]:
+        raise CheckpointError(f"{path} holds weights that are not finite, such as {broken[0]}")
+    return model.eval(), header
+
+
+def find_model(name: str | Path) -> Path:
+    """Return the file of a bundled model's name, or `name` itself where it is a file."""
+    path = Path(name)
+    bundled = WEIGHTS / f"{name}.safetensors"
+    if path.name == str(name) and bundled.is_file():
+        return bundled
+    if path.is_dir() and (path / "best.safetensors").is_file():
+        return path / "best.safetensors"
+    if path.is_file():
+        return path
+    raise CheckpointError(
+        f"no model {str(name)!r}: neither a file nor one of the bundled models "
+        f"({', '.join(bundled_models()) or 'none'})"
+    )
+
+
+def bundled_models() -> tuple[str, ...]:
+    """Return the names of the models that come with the package, sorted."""
+    return tuple(sorted(path.stem for path in WEIGHTS.glob("*.safetensors")))
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 of the file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _header_json(path: Path) -> dict[str, Any]:
+    """Return the JSON of ours inside the safetensors header; see the format's README."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if size > MAX_FILE_BYTES or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise CheckpointError(f"{path} is not a model file (safetensors): {size} bytes")
+            outer = json.loads(file.read(length))
+            content = json.loads(outer["__metadata__"]["cellseg"])
+    except OSError as error:
+        raise CheckpointError(f"cannot read the model {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path} is not a cellseg model: its header does not hold one; "
+            "models are the .safetensors files that cellseg train writes"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a cellseg model: its header is no table")
+    return content
+
+
+def _header(path: Path, content: dict[str, Any]) -> ModelHeader:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(ModelHeader).validate_python(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise CheckpointError(f"{path} has a damaged header: {where}: {fault['msg']}") from error

@@ -1,0 +1,333 @@
+"""The training loop: one page, one direction, resumable at any step.
+
+Files in the run's folder: ``best.safetensors`` (best validation score) and
+``last.safetensors`` are models; ``state.safetensors`` is what resumes;
+``metrics.csv`` has one row per report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from cellseg_cli.config import TrainSettings
+from cellseg_cli.errors import OutputExistsError, TrainingError
+from cellseg_cli.networks.architecture import Architecture, Embedder
+from cellseg_cli.networks.checkpoint import ModelHeader, save_model
+from cellseg_cli.networks.devices import computes_bf16, resolve_device
+from cellseg_cli.training.crops import Batch, draw_batch
+from cellseg_cli.training.data import Draw, Examples, Split
+from cellseg_cli.training.metrics import Metrics
+from cellseg_cli.training.objective import OBJECTIVES
+from cellseg_cli.training.state import (
+    State,
+    averaged_copy,
+    read_settings,
+    restore_state,
+    save_state,
+    update_average,
+)
+from cellseg_cli.training.validate import statistics, validate
+
+#: Batches prepared ahead of the step that needs them.
+PREFETCH = 3
+#: Steps between two reports, and between two writes of the state.
+REPORT_EVERY = 20
+SAVE_EVERY = 250
+#: Share of the steps in which the learning rate rises.
+WARM_UP = 0.1
+MAX_GRADIENT_NORM = 5.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run says of itself now and then; ``score`` only after a validation."""
+
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+    crops_per_s: float
+    score: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a finished run's models lie, and its best validation score."""
+
+    best: Path
+    last: Path
+    score: Mapping[str, Any]
+    steps: int
+    seconds: float
+    device: str
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What the model file will say: name, licence, origin of the data."""
+
+    name: str = "model"
+    licence: str = "unstated"
+    data: str = "unstated"
+
+
+def train(
+    split: Split,
+    out: Path,
+    settings: TrainSettings,
+    *,
+    labelling: Labelling = Labelling(),
+    overwrite: bool = False,
+    emit: Callable[[Report], None] = lambda report: None,
+) -> Result:
+    """Learn a model from `split` and leave it in the folder `out`.
+
+    The same settings on the same folder go on where the last sitting stopped;
+    on the CPU the result is then the same as without the stop.
+
+    Raises
+    ------
+    OutputExistsError
+        `out` holds a run with other settings and `overwrite` is not set.
+    TrainingError
+        The loss is not finite; the message names the fields of the batch.
+    """
+    fabric = _fabric(settings)
+    fabric.launch()
+    torch.manual_seed(settings.seed)
+    model = Embedder(architecture_of(settings))
+    model = model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    state = State(model, averaged_copy(model), optimizer, _identity(settings, split))
+    if fabric.global_rank == 0:
+        _prepare(out, state, overwrite=overwrite)
+    fabric.barrier()
+    if (out / "state.safetensors").exists():
+        restore_state(out / "state.safetensors", state)
+    runner = _Runner(fabric, split, out, settings, labelling, emit, state)
+    return runner.run()
+
+
+def architecture_of(settings: TrainSettings) -> Architecture:
+    """Return the network that `settings` describe."""
+    return Architecture(
+        kind=settings.recipe,
+        encoder=settings.encoder,
+        levels=settings.levels,
+        decoder_channels=settings.decoder_channels,
+        in_channels=settings.in_channels,
+        embedding_dim=settings.embedding_dim,
+        classes_head=settings.classes_head,
+    )
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """Return the rate of a step: a rise and a fall along half cosines (one cycle).
+
+    Source: Smith and Topin, arXiv 1708.07120, with cosine flanks.
+    """
+    rise = max(1, round(settings.steps * WARM_UP))
+    if step < rise:
+        return settings.learning_rate * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * step / rise)))
+    fall = (step - rise) / max(1, settings.steps - rise)
+    return settings.learning_rate * (1e-3 + 0.999 * 0.5 * (1 + math.cos(math.pi * min(fall, 1.0))))
+
+
+class _Runner:
+    """A run in progress: holds the processes, the batches ahead and the open files."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        split: Split,
+        out: Path,
+        settings: TrainSettings,
+        labelling: Labelling,
+        emit: Callable[[Report], None],
+        state: State,
+    ) -> None:
+        self.fabric, self.split, self.out, self.settings = fabric, split, out, settings
+        self.labelling, self.emit, self.state = labelling, emit, state
+        self.model, self.optimizer = fabric.setup(state.model, state.optimizer)
+        self.examples = Examples(split.train, settings)
+        self.held = Examples(split.validation, settings)
+        self.draw = Draw.balanced(split.train, settings.balance)
+        self.metrics = Metrics(out / "metrics.csv", after_step=state.step)
+        self.label_statistics: dict[str, Any] = {}
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes and reports."""
+        return bool(self.fabric.global_rank == 0)
+
+    def run(self) -> Result:
+        """Do the steps that are left and return where the models lie."""
+        state, settings = self.state, self.settings
+        started, since, crops = time.perf_counter(), time.perf_counter(), 0
+        before = state.seconds
+        sums: dict[str, float] = {}
+        for step, batch in self._batches(state.step):
+            losses = self._step(step, batch)
+            state.step = step + 1
+            state.seconds = before + time.perf_counter() - started
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value / REPORT_EVERY
+            crops += len(batch.field_ids)
+            last = state.step == settings.steps
+            if state.step % REPORT_EVERY == 0 or last:
+                rate = crops * self.fabric.world_size / (time.perf_counter() - since)
+                self._report(Report(state.step, settings.steps, sums, rate))
+                sums, since, crops = {}, time.perf_counter(), 0
+            every = settings.validate_every
+            if last or (every and state.step % every == 0):
+                self._validate()
+                since = time.perf_counter()
+            if self.leads and (last or state.step % SAVE_EVERY == 0):
+                save_state(self.out / "state.safetensors", state)
+        self.fabric.barrier()
+        return Result(
+            best=self.out / "best.safetensors",
+            last=self.out / "last.safetensors",
+            score=state.best,
+            steps=state.step,
+            seconds=state.seconds,
+            device=str(self.fabric.device),
+        )
+
+    def _batches(self, first: int) -> Iterator[tuple[int, Batch]]:
+        """Yield (step, batch), a few prepared ahead on threads."""
+
+        def prepare(step: int) -> Batch:
+            rank = self.fabric.global_rank
+            return draw_batch(self.examples, self.draw, self.settings, step=step, rank=rank)
+
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="crops") as pool:
+            waiting: list[Future[Batch]] = [
+                pool.submit(prepare, step)
+                for step in range(first, min(first + PREFETCH, self.settings.steps))
+            ]
+            try:
+                for step in range(first, self.settings.steps):
+                    batch = waiting.pop(0).result()
+                    if step + PREFETCH < self.settings.steps:
+                        waiting.append(pool.submit(prepare, step + PREFETCH))
+                    yield step, batch
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _step(self, step: int, batch: Batch) -> dict[str, float]:
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        images = batch.images.to(self.fabric.device, non_blocking=True)
+        output = self.model(images.contiguous(memory_format=torch.channels_last))
+        rng = np.random.default_rng([settings.seed, step, self.fabric.global_rank, 1 << 20])
+        terms = OBJECTIVES[settings.recipe](output, batch.labels, settings, rng)
+        loss = torch.stack(list(terms.values())).sum()
+        losses = {name: float(value.detach()) for name, value in terms.items()}
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise TrainingError(
+                f"the loss is not finite at step {step}: {losses}; fields of the batch: "
+                f"{', '.join(batch.field_ids)}; look at them, or lower learning_rate "
+                f"({settings.learning_rate})"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        update_average(self.state.averaged, self.state.model, step, settings.ema_decay)
+        return losses
+
+    def _report(self, report: Report) -> None:
+        if self.leads:
+            self.metrics.write(report.step, dict(report.losses) | dict(report.score or {}))
+            self.emit(report)
+
+    def _validate(self) -> None:
+        """Score the averaged weights; keep them as last, and as best if they are."""
+        if not self.leads:
+            return
+        state = self.state
+        if not self.label_statistics:
+            self.label_statistics = statistics(self.examples)
+        header = self._header({})
+        score = validate(state.averaged, header, self.held, str(self.fabric.device))
+        header = self._header(score)
+        save_model(self.out / "last.safetensors", state.averaged, header)
+        better = score.get("mean_ap", 0.0) >= state.best.get("mean_ap", -1.0)
+        if better or not (self.out / "best.safetensors").exists():
+            state.best = {**score, "step": state.step}
+            save_model(self.out / "best.safetensors", state.averaged, header)
+        self._report(Report(state.step, self.settings.steps, {}, 0.0, score))
+
+    def _header(self, score: Mapping[str, float]) -> ModelHeader:
+        settings, state = self.settings, self.state
+        return ModelHeader(
+            name=self.labelling.name,
+            architecture=state.model.architecture,
+            low_percentile=settings.low_percentile,
+            high_percentile=settings.high_percentile,
+            label_statistics=self.label_statistics,
+            training={
+                "settings": dataclasses.asdict(settings),
+                "step": state.step,
+                "seconds": round(state.seconds, 1),
+                "device": str(self.fabric.device),
+                "devices": self.fabric.world_size,
+                "torch": torch.__version__,
+                "fields": len(self.split.train),
+                "validation_fields": len(self.split.validation),
+                "validation": dict(score),
+            },
+            licence=self.labelling.licence,
+            data=self.labelling.data,
+        )
+
+
+def _fabric(settings: TrainSettings) -> Fabric:
+    device = resolve_device(settings.device)
+    native = computes_bf16(device) if settings.precision == "auto" else False
+    bf16 = settings.precision == "bf16" or native
+    index = [device.index] if device.index is not None else settings.devices
+    return Fabric(
+        accelerator="cuda" if device.type == "cuda" else "cpu",
+        devices=index,
+        precision="bf16-mixed" if bf16 else "32-true",
+    )
+
+
+def _identity(settings: TrainSettings, split: Split) -> dict[str, Any]:
+    """Return what makes this run this run; `device` and validation rhythm do not."""
+    content = dataclasses.asdict(settings)
+    for name in ("device", "devices", "validate_every", "precision"):
+        content.pop(name)
+    content["fields"] = [source.field.id for source in split.train]
+    return content
+
+
+def _prepare(out: Path, state: State, *, overwrite: bool) -> None:
+    """Make the folder `out` ready: new, resumable, or emptied of the older run."""
+    kept = out / "state.safetensors"
+    if kept.exists() and not overwrite:
+        if (there := read_settings(kept)) != state.settings:
+            keys = [k for k in state.settings if there.get(k) != state.settings[k]]
+            raise OutputExistsError(
+                f"{out} holds a run with other settings ({', '.join(sorted(keys))}); "
+                "use another --out, or --overwrite to start anew"
+            )
+        return
+    for name in ("state.safetensors", "best.safetensors", "last.safetensors", "metrics.csv"):
+        (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,156 @@
+"""Everything a run needs to go on as if it had never stopped, in one file.
+
+Tensors lie in safetensors, the rest as JSON in its header.  Crops and their
+augmentation are drawn from (seed, step), so there is no random state or data
+position to keep beyond the step itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cellseg_cli.errors import CheckpointError
+from cellseg_cli.networks.architecture import Embedder
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class State:
+    """A run between two steps.
+
+    Attributes
+    ----------
+    model, averaged
+        The weights that are trained, and their exponential average, which is
+        validated and kept.
+    optimizer
+        AdamW.
+    step
+        Steps done.
+    seconds
+        Wall time of these steps, over all sittings.
+    best
+        Best validation score so far, and its step.
+    settings
+        JSON of everything that decides the result; another one is another run.
+    """
+
+    model: Embedder
+    averaged: Embedder
+    optimizer: torch.optim.Optimizer
+    settings: dict[str, Any]
+    step: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+
+
+def averaged_copy(model: Embedder) -> Embedder:
+    """Return a copy of `model` that carries no gradients."""
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def update_average(averaged: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    """Move `averaged` towards `model`; early on faster, so that the start is forgotten.
+
+    The decay is min(decay, (1 + step) / (10 + step)), as in TensorFlow's
+    ExponentialMovingAverage.
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    kept, current = averaged.state_dict(), model.state_dict()
+    for name, tensor in kept.items():
+        if tensor.is_floating_point():
+            tensor.lerp_(current[name].detach(), weight)
+        else:
+            tensor.copy_(current[name])
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write `state` to `path`, atomically."""
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {}
+    for part, module in (("model", state.model), ("averaged", state.averaged)):
+        tensors.update({f"{part}/{name}": t for name, t in module.state_dict().items()})
+    for index, moments in state.optimizer.state_dict()["state"].items():
+        tensors.update({f"optimizer/{index}/{name}": t for name, t in moments.items()})
+    content = {
+        "format_version": FORMAT_VERSION,
+        "settings": state.settings,
+        "step": state.step,
+        "seconds": state.seconds,
+        "best": state.best,
+    }
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(save(plain, metadata={"state": json.dumps(content)}))
+    temporary.replace(path)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings of the run that wrote `path`."""
+    settings = _content(path)["settings"]
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} holds no training settings")
+    return settings
+
+
+def restore_state(path: Path, state: State) -> None:
+    """Bring `state`, freshly made with the same settings, to where `path` was written.
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged or belongs to another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    content = _content(path)
+    try:
+        tensors = load_file(path)
+        for part, module in (("model", state.model), ("averaged", state.averaged)):
+            prefix = f"{part}/"
+            module.load_state_dict(
+                {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            )
+        _restore_optimizer(state.optimizer, tensors)
+        state.step = int(content["step"])
+        state.seconds = float(content["seconds"])
+        state.best = dict(content["best"])
+    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot resume from {path}: {error}; delete it to start anew"
+        ) from error
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            moments.setdefault(int(index), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _content(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = json.loads((file.metadata() or {})["state"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is no training state: {error}; delete it to start anew"
+        ) from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(f"{path} is a training state of another version; delete it")
+    return content
