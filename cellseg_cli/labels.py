@@ -15,6 +15,8 @@ from cellseg_cli.errors import InputError, LimitError
 
 MAX_INSTANCES = 2**32 - 1  #: ids of a label image are uint32 and 0 is background
 
+_MAX_ID = 2**63 - 1  # ids are handed out as int64
+
 #: Up to this many table entries for each pixel, ids are counted in a table
 #: instead of being sorted: the table then costs no more than the image itself.
 _TABLE_ENTRIES_PER_PIXEL = 4
@@ -36,7 +38,7 @@ def relabel_dense(labels: NDArray[np.integer]) -> NDArray[np.uint32]:
     Raises
     ------
     InputError
-        If the array is not of integers, or holds a negative id.
+        If the array is not of integers, or holds a negative id or one above 2^63 - 1.
 
     Notes
     -----
@@ -116,9 +118,11 @@ def same_partition(a: NDArray[np.integer], b: NDArray[np.integer]) -> bool:
 
 
 def check_labels(labels: NDArray[np.integer]) -> None:
-    """Raise InputError unless the array holds integers, none of them negative."""
+    """Raise InputError unless the array holds integers from 0 to 2^63 - 1."""
     if labels.dtype.kind not in "iu":
         raise InputError(f"a label image holds integers, got {labels.dtype}")
+    if labels.size and labels.dtype == np.uint64 and labels.max() > _MAX_ID:
+        raise InputError(f"a label image holds ids up to 2^63 - 1, got {labels.max()}")
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
         raise InputError(
             f"a label image holds no negative id, got {labels.min()} (0 is background)"

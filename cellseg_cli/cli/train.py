@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,11 +18,11 @@ from cellseg_cli.cli.common import (
     echo_json,
 )
 from cellseg_cli.config import TrainSettings, settings_from
+from cellseg_cli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cellseg_cli.training.loop import Report
+    from cellseg_cli.training.data import Failed
+    from cellseg_cli.training.loop import Emit, Report
 
 
 def train(
@@ -33,7 +34,9 @@ def train(
             "label images, a Kaggle CSV or a COCO JSON.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run; an unfinished one resumes.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of the run; an unfinished one resumes.")
+    ],
     val: Annotated[
         list[str] | None,
         typer.Option("--val", metavar="DATA", help="Held-out data to choose the best model by."),
@@ -59,7 +62,9 @@ def train(
     devices: Annotated[
         int | None, typer.Option("--devices", min=1, help="Processes, one per accelerator.")
     ] = None,
-    name: Annotated[str, typer.Option("--name", help="Name that the model file carries.")] = "model",
+    name: Annotated[
+        str, typer.Option("--name", help="Name that the model file carries.")
+    ] = "model",
     licence: Annotated[
         str, typer.Option("--licence", help="Licence that the model file carries.")
     ] = "unstated",
@@ -77,8 +82,7 @@ def train(
     The same command goes on where a stopped run left off. RUN/best.safetensors
     is the model to use.
 
-    Example:
-
+    \b
         cellseg train dsb2018/train --val dsb2018/val --out run
         cellseg embed plates --model run/best.safetensors --out emb.zarr
     """
@@ -113,16 +117,23 @@ def train(
         emit=_reporter(quiet),
     )
     if as_json:
-        echo_json({**result.__dict__, "best": str(result.best), "last": str(result.last)})
+        failed = [dataclasses.asdict(failure) for failure in result.failed]
+        paths = {"best": str(result.best), "last": str(result.last)}
+        echo_json({**dataclasses.asdict(result), **paths, "failed": failed})
     else:
         typer.echo(f"{result.best}: {_scores(result.score) or 'no held-out data to score it on'}")
-    return 0
+    return int(ExitCode.SOME_FAILED if result.failed else ExitCode.DONE)
 
 
-def _reporter(quiet: bool) -> Callable[[Report], None]:
+def _reporter(quiet: bool) -> Emit:
     """Return what writes a run's reports on stderr, one line each."""
 
-    def show(report: Report) -> None:
+    from cellseg_cli.training.data import Failed
+
+    def show(report: Report | Failed) -> None:
+        if isinstance(report, Failed):
+            typer.echo(f"cellseg: {report.field_id} is left out: {report.reason}", err=True)
+            return
         if quiet:
             return
         if report.score is not None:
@@ -130,7 +141,8 @@ def _reporter(quiet: bool) -> Callable[[Report], None]:
             return
         losses = "  ".join(f"{key} {value:.3f}" for key, value in report.losses.items())
         typer.echo(
-            f"step {report.step}/{report.steps}  {losses}  {report.crops_per_s:.1f} crops/s", err=True
+            f"step {report.step}/{report.steps}  {losses}  {report.crops_per_s:.1f} crops/s",
+            err=True,
         )
 
     return show

@@ -134,8 +134,8 @@ def match(pairs: Overlaps, threshold: float) -> IntArray:
     ``>=`` is exact: 11 of 20 pixels match at 0.55 (but not at
     ``0.5 + 0.05``-style sums that overshoot).
 
-    Above 0.5, instances that do not overlap cannot have two partners, and at
-    exactly 0.5 two only if they share its pixels; wherever no instance has a
+    Instances that do not overlap have at most one partner above 0.5, and at
+    exactly 0.5 two only where these are its halves; wherever no instance has a
     second candidate the answer is read off.  Otherwise the assignment is solved
     on the sparse pairs (LAPJVsp, `min_weight_full_bipartite_matching`), with
     the objective of StarDist 0.9.1 (``matching.py``) and Cellpose 3.1.1.2

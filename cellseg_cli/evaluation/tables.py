@@ -12,7 +12,7 @@ from cellseg_cli.evaluation.scores import FieldScore, Measures, Scores, measures
 
 #: The measures that are told at every threshold; the others at `MAIN_THRESHOLD`.
 _AT_EACH = ("ap", "precision", "recall", "f1")
-#: Where instances that do not overlap have at most one partner: the usual one to quote.
+#: The usual one to quote; PQ is defined there (Kirillov et al. 2019, section 4.1).
 MAIN_THRESHOLD = 0.5
 
 

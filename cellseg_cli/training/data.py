@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,14 @@ class Source:
     field: Field
     annotations: Annotations
     group: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One field that training leaves out, and why."""
+
+    field_id: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -168,9 +177,7 @@ def _index(path: Path) -> dict[str, dict[str, str]]:
         raise InputError(f"cannot read the index {path}: {error.strerror}") from error
 
 
-def read_field(
-    source: Source, settings: TrainSettings
-) -> tuple[NDArray[np.float32], Instances]:
+def read_field(source: Source, settings: TrainSettings) -> tuple[NDArray[np.float32], Instances]:
     """Return the normalised image (C, Y, X) float32 and the truth of one field.
 
     Raises
@@ -214,6 +221,14 @@ class Examples:
                 self._bytes += size
         return example
 
+    def fault(self, index: int) -> str | None:
+        """Return why a field cannot be used, or None; decodes it."""
+        try:
+            self[index]
+        except InputError as error:
+            return str(error)
+        return None
+
     def _read(self, index: int) -> Example:
         source = self.sources[index]
         image, instances = read_field(source, self.settings)
@@ -221,6 +236,27 @@ class Examples:
             image = image[:1]
         labels = labels_of(instances).astype(np.int32)
         return Example(source.field.id, image.astype(np.float16), labels)
+
+
+def usable(
+    sources: Sequence[Source], settings: TrainSettings
+) -> tuple[Examples, tuple[Failed, ...]]:
+    """Return the fields that can be decoded, and why the others cannot.
+
+    Every field is decoded once here, so that a bad file is known before the
+    first step and not hours into a run.
+    """
+    every = Examples(sources, settings)
+    reasons: dict[int, str] = {}
+    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+        for number, reason in enumerate(pool.map(every.fault, range(len(every)))):
+            if reason is not None:
+                reasons[number] = reason
+    if not reasons:
+        return every, ()
+    kept = [source for number, source in enumerate(sources) if number not in reasons]
+    failed = tuple(Failed(sources[number].field.id, reason) for number, reason in reasons.items())
+    return Examples(kept, settings), failed
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, save_model
 from cellseg_cli.networks.devices import computes_bf16, resolve_device
 from cellseg_cli.training.crops import Batch, draw_batch
-from cellseg_cli.training.data import Draw, Examples, Split
+from cellseg_cli.training.data import Draw, Examples, Failed, Split, usable
 from cellseg_cli.training.metrics import Metrics
 from cellseg_cli.training.objective import OBJECTIVES
 from cellseg_cli.training.state import (
@@ -60,6 +60,9 @@ class Report:
     score: Mapping[str, float] | None = None
 
 
+Emit = Callable[[Report | Failed], None]
+
+
 @dataclass(frozen=True)
 class Result:
     """Where a finished run's models lie, and its best validation score."""
@@ -70,6 +73,7 @@ class Result:
     steps: int
     seconds: float
     device: str
+    failed: tuple[Failed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def train(
     *,
     labelling: Labelling = Labelling(),
     overwrite: bool = False,
-    emit: Callable[[Report], None] = lambda report: None,
+    emit: Emit = lambda report: None,
 ) -> Result:
     """Learn a model from `split` and leave it in the folder `out`.
 
@@ -104,20 +108,26 @@ def train(
     """
     fabric = _fabric(settings)
     fabric.launch()
+    examples, failed = usable(split.train, settings)
+    held, held_failed = usable(split.validation, settings)
+    for failure in (*failed, *held_failed):
+        emit(failure)
+    label_statistics = statistics(examples)
     torch.manual_seed(settings.seed)
     model = Embedder(architecture_of(settings))
-    model = model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(fabric.device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    state = State(model, averaged_copy(model), optimizer, _identity(settings, split))
+    state = State(model, averaged_copy(model), optimizer, _identity(settings, examples))
     if fabric.global_rank == 0:
         _prepare(out, state, overwrite=overwrite)
     fabric.barrier()
     if (out / "state.safetensors").exists():
         restore_state(out / "state.safetensors", state)
-    runner = _Runner(fabric, split, out, settings, labelling, emit, state)
-    return runner.run()
+    work = _Work(examples, held, label_statistics, labelling, out, settings)
+    result = _Runner(fabric, work, state, emit).run()
+    return dataclasses.replace(result, failed=(*failed, *held_failed))
 
 
 def architecture_of(settings: TrainSettings) -> Architecture:
@@ -145,27 +155,27 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.learning_rate * (1e-3 + 0.999 * 0.5 * (1 + math.cos(math.pi * min(fall, 1.0))))
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a run works on and where it leaves the result."""
+
+    examples: Examples
+    held: Examples
+    label_statistics: Mapping[str, Any]
+    labelling: Labelling
+    out: Path
+    settings: TrainSettings
+
+
 class _Runner:
     """A run in progress: holds the processes, the batches ahead and the open files."""
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        split: Split,
-        out: Path,
-        settings: TrainSettings,
-        labelling: Labelling,
-        emit: Callable[[Report], None],
-        state: State,
-    ) -> None:
-        self.fabric, self.split, self.out, self.settings = fabric, split, out, settings
-        self.labelling, self.emit, self.state = labelling, emit, state
+    def __init__(self, fabric: Fabric, work: _Work, state: State, emit: Emit) -> None:
+        self.fabric, self.work, self.state, self.emit = fabric, work, state, emit
+        self.settings, self.out = work.settings, work.out
         self.model, self.optimizer = fabric.setup(state.model, state.optimizer)
-        self.examples = Examples(split.train, settings)
-        self.held = Examples(split.validation, settings)
-        self.draw = Draw.balanced(split.train, settings.balance)
-        self.metrics = Metrics(out / "metrics.csv", after_step=state.step)
-        self.label_statistics: dict[str, Any] = {}
+        self.draw = Draw.balanced(work.examples.sources, work.settings.balance)
+        self.metrics = Metrics(work.out / "metrics.csv", after_step=state.step)
 
     @property
     def leads(self) -> bool:
@@ -211,7 +221,7 @@ class _Runner:
 
         def prepare(step: int) -> Batch:
             rank = self.fabric.global_rank
-            return draw_batch(self.examples, self.draw, self.settings, step=step, rank=rank)
+            return draw_batch(self.work.examples, self.draw, self.settings, step=step, rank=rank)
 
         with ThreadPoolExecutor(max_workers=2, thread_name_prefix="crops") as pool:
             waiting: list[Future[Batch]] = [
@@ -260,10 +270,8 @@ class _Runner:
         if not self.leads:
             return
         state = self.state
-        if not self.label_statistics:
-            self.label_statistics = statistics(self.examples)
         header = self._header({})
-        score = validate(state.averaged, header, self.held, str(self.fabric.device))
+        score = validate(state.averaged, header, self.work.held, str(self.fabric.device))
         header = self._header(score)
         save_model(self.out / "last.safetensors", state.averaged, header)
         better = score.get("mean_ap", 0.0) >= state.best.get("mean_ap", -1.0)
@@ -275,11 +283,11 @@ class _Runner:
     def _header(self, score: Mapping[str, float]) -> ModelHeader:
         settings, state = self.settings, self.state
         return ModelHeader(
-            name=self.labelling.name,
+            name=self.work.labelling.name,
             architecture=state.model.architecture,
             low_percentile=settings.low_percentile,
             high_percentile=settings.high_percentile,
-            label_statistics=self.label_statistics,
+            label_statistics=dict(self.work.label_statistics),
             training={
                 "settings": dataclasses.asdict(settings),
                 "step": state.step,
@@ -287,12 +295,12 @@ class _Runner:
                 "device": str(self.fabric.device),
                 "devices": self.fabric.world_size,
                 "torch": torch.__version__,
-                "fields": len(self.split.train),
-                "validation_fields": len(self.split.validation),
+                "fields": len(self.work.examples),
+                "validation_fields": len(self.work.held),
                 "validation": dict(score),
             },
-            licence=self.labelling.licence,
-            data=self.labelling.data,
+            licence=self.work.labelling.licence,
+            data=self.work.labelling.data,
         )
 
 
@@ -308,12 +316,12 @@ def _fabric(settings: TrainSettings) -> Fabric:
     )
 
 
-def _identity(settings: TrainSettings, split: Split) -> dict[str, Any]:
+def _identity(settings: TrainSettings, examples: Examples) -> dict[str, Any]:
     """Return what makes this run this run; `device` and validation rhythm do not."""
     content = dataclasses.asdict(settings)
     for name in ("device", "devices", "validate_every", "precision"):
         content.pop(name)
-    content["fields"] = [source.field.id for source in split.train]
+    content["fields"] = [source.field.id for source in examples.sources]
     return content
 
 

@@ -105,7 +105,7 @@ def spatial_terms(embedding: Tensor, labels: Tensor, windows: Windows) -> Spatia
     log_bandwidth, seed = embedding[:, 2].log(), embedding[:, 3]
 
     slots = int(labels.max().clamp(min=0)) + 1
-    flat = (labels.clamp(min=0) + torch.arange(crops, device=labels.device).view(-1, 1, 1) * slots)
+    flat = labels.clamp(min=0) + torch.arange(crops, device=labels.device).view(-1, 1, 1) * slots
     flat = flat.flatten()
     inside = (labels > 0).flatten()
     mean_y, mean_x, mean_log = (

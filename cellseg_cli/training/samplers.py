@@ -65,9 +65,11 @@ def foreground(
 
 
 #: Samplers by name; each returns int64 flat indices into the (H, W) labels.
-SAMPLERS: dict[
-    str, Callable[[NDArray[np.int64], TrainSettings, np.random.Generator], Pixels]
-] = {"uniform": uniform, "window": window, "foreground": foreground}
+SAMPLERS: dict[str, Callable[[NDArray[np.int64], TrainSettings, np.random.Generator], Pixels]] = {
+    "uniform": uniform,
+    "window": window,
+    "foreground": foreground,
+}
 
 
 def _window_pixels(labels: NDArray[np.int64], top: int, left: int, side: int) -> Pixels:
@@ -97,8 +99,8 @@ def instance_windows(
     chosen: list[NDArray[np.int64]] = []
     for index, boxes in enumerate(found):
         take = min(settings.instances_per_crop, len(boxes))
-        rows = np.sort(rng.choice(len(boxes), size=take, replace=False)) if take else []
-        chosen.append(np.insert(boxes[rows], 0, index, axis=1) if take else np.empty((0, 6), int))
+        rows = np.sort(rng.choice(max(len(boxes), 1), size=take, replace=False))
+        chosen.append(np.insert(boxes[rows], 0, index, axis=1))
     table = np.concatenate(chosen)
     crop, instance, y0, x0, y1, x1 = table.T
     y = _axis(y0, y1, np.maximum(y1 - y0, x1 - x0), settings.grid_points, rng)
@@ -106,9 +108,7 @@ def instance_windows(
     return _windows(labels, crop, instance, y, x)
 
 
-def _axis(
-    low: Pixels, high: Pixels, side: Pixels, points: int, rng: np.random.Generator
-) -> Pixels:
+def _axis(low: Pixels, high: Pixels, side: Pixels, points: int, rng: np.random.Generator) -> Pixels:
     """Return the (K, points) coordinates of each window along one axis."""
     reach = np.maximum(WINDOW_REACH_PX, np.ceil(side * WINDOW_REACH)).astype(np.int64)
     spacing = np.maximum(1, -((side + 2 * reach) // -points))

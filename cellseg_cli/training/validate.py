@@ -58,9 +58,9 @@ def statistics(examples: Examples) -> dict[str, Any]:
     InputError
         There is not one instance to learn from.
     """
-    areas = np.concatenate(
-        [_areas(examples[index].labels) for index in range(len(examples))] or [np.empty(0)]
-    )
+    if not len(examples):
+        raise InputError("not one training field can be read: there is nothing to learn from")
+    areas = np.concatenate([_areas(examples[index].labels) for index in range(len(examples))])
     if not areas.size:
         raise InputError("the training fields hold no instance: there is nothing to learn")
     groups = [source.group.split(":", 1)[1] for source in examples.sources]

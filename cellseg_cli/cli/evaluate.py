@@ -1,0 +1,216 @@
+"""`cellseg evaluate`: scores of a prediction against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cellseg_cli.cli.common import AsJson, Overwrite, Quiet, Workers, echo_json
+
+if TYPE_CHECKING:
+    from cellseg_cli.evaluation.scores import Scores
+    from cellseg_cli.pipeline.evaluate import Evaluation
+
+#: How many ids of fields without a partner are named; JSON has them all.
+_NAMED = 5
+#: Characters a line may have where no terminal limits it: more than any table needs.
+_PIPE_WIDTH = 10_000
+
+
+class KaggleOrder(StrEnum):
+    """How a Kaggle table flattens masks."""
+
+    auto = "auto"
+    row_major = "row_major"
+    column_major = "column_major"
+
+
+class MissingFields(StrEnum):
+    """What becomes of fields that only one side has."""
+
+    fail = "fail"
+    zero = "zero"
+    skip = "skip"
+
+
+def evaluate(
+    prediction: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PREDICTION",
+            help="Store, folder of label images, COCO .json or Kaggle .csv.",
+            show_default=False,
+        ),
+    ],
+    truth: Annotated[
+        Path,
+        typer.Option("--truth", help="The truth, of any of the same kinds, or <id>/masks folders."),
+    ],
+    groups: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--groups",
+            metavar="FILE.csv:COLUMN",
+            help="Score groups of fields too; the table has a column id. May be repeated.",
+        ),
+    ] = None,
+    order: Annotated[
+        KaggleOrder, typer.Option("--order", help="How Kaggle tables flatten masks.")
+    ] = KaggleOrder.auto,
+    missing: Annotated[
+        MissingFields,
+        typer.Option(
+            "--missing",
+            help="Fields that one side lacks: listed and exit code 1 (fail), a missing "
+            "prediction scored as no cells (zero), or left out (skip).",
+        ),
+    ] = MissingFields.fail,
+    per_field: Annotated[
+        Path | None,
+        typer.Option("--per-field", metavar="FILE.csv", help="Write one row per field."),
+    ] = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Score predicted cells against the truth.
+
+    Fields are paired by id: the path below the folder given, without suffix.
+    Cells are paired one to one at IoU thresholds 0.50, 0.55 ... 0.95.
+    AP = TP / (TP + FP + FN); "mean AP" is its mean over the thresholds
+    (Kaggle's metric). Rows are means over fields; "pooled" counts all cells
+    together. F1, precision, recall and PQ are at 0.50. Fields whose truth
+    names one cell type, and fields in folders (plates), are scored by group.
+
+    \b
+        cellseg evaluate emb.zarr --truth labels/
+        cellseg evaluate submission.csv --truth train.csv --missing skip --json
+    """
+    from cellseg_cli.pipeline.evaluate import (
+        Comparison,
+        check_free,
+        document,
+        write_fields,
+    )
+    from cellseg_cli.pipeline.evaluate import evaluate as run_evaluation
+
+    if per_field is not None:
+        check_free(per_field, overwrite)
+    comparison = Comparison(
+        prediction, truth, order.value, tuple(groups or ()), missing.value, workers or 0
+    )
+    evaluation = run_evaluation(comparison)
+    if per_field is not None:
+        write_fields(evaluation, per_field)
+    for line in _complaints(evaluation, quiet):
+        typer.echo(f"cellseg: {line}", err=True)
+    if as_json:
+        echo_json(document(evaluation))
+    elif evaluation.overall is not None:
+        _show(_rows(evaluation))
+    return int(evaluation.exit_code)
+
+
+def _complaints(evaluation: Evaluation, quiet: bool) -> Iterator[str]:
+    """Yield one line for each field that failed and each kind of field left out."""
+    for failure in evaluation.failed:
+        yield f"{failure.field_id}: {failure.reason}"
+    comparison = evaluation.comparison
+    if comparison.missing == "skip" and quiet:
+        return
+    if evaluation.without_prediction:
+        became = {
+            "fail": "not scored (--missing zero counts them as no cells, skip accepts it)",
+            "zero": "scored as no cells",
+            "skip": "left out",
+        }[comparison.missing]
+        yield (
+            f"{_named(evaluation.without_prediction)} in {comparison.truth}, but not in "
+            f"{comparison.prediction}: {became}"
+        )
+    if evaluation.without_truth:
+        became = "left out" if comparison.missing == "skip" else "not scored"
+        yield (
+            f"{_named(evaluation.without_truth)} in {comparison.prediction}, but not in "
+            f"{comparison.truth}: {became}"
+        )
+
+
+def _named(field_ids: Sequence[str]) -> str:
+    """Return how many fields there are and the first of them.
+
+    >>> _named(["a", "b"])
+    '2 fields (a, b) are'
+    """
+    rest = f" and {len(field_ids) - _NAMED} more" if len(field_ids) > _NAMED else ""
+    names = f"{', '.join(field_ids[:_NAMED])}{rest}"
+    return (
+        f"1 field ({names}) is" if len(field_ids) == 1 else f"{len(field_ids)} fields ({names}) are"
+    )
+
+
+def _rows(evaluation: Evaluation) -> Iterator[list[str]]:
+    """Yield the cells of the table, the header first."""
+    yield [
+        *(
+            "fields of",
+            "fields",
+            "cells",
+            "found",
+            "AP50",
+            "AP75",
+            "mean AP",
+            "F1",
+            "prec",
+            "recall",
+        ),
+        *("PQ", "missed", "false", "split", "merged"),
+    ]
+    overall = evaluation.overall
+    assert overall is not None
+    yield _row("all", overall, pooled=False)
+    yield _row("all, pooled", overall, pooled=True)
+    for grouping, groups in evaluation.by_group.items():
+        for group, scores in groups.items():
+            yield _row(f"{grouping} {group}", scores, pooled=False)
+
+
+def _row(name: str, scores: Scores, *, pooled: bool) -> list[str]:
+    values = scores.pooled if pooled else scores.mean
+    shown = [values.at("ap", 0.5), values.at("ap", 0.75), values.mean_ap]
+    shown += [values.at(measure, 0.5) for measure in ("f1", "precision", "recall", "pq")]
+    total = scores.total
+    mistakes = total.mistakes
+    counts = (mistakes.missed, mistakes.false, mistakes.split, mistakes.merged)
+    return [
+        *(name, str(scores.fields), str(total.truth), str(total.predicted)),
+        *("-" if value != value else f"{value:.3f}" for value in shown),
+        *map(str, counts),
+    ]
+
+
+def _show(rows: Iterator[list[str]]) -> None:
+    """Print the table: ruled on a terminal, aligned text for a pipe."""
+    import sys
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    terminal = sys.stdout.isatty()
+    header, *body = rows
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
+    # Never cut a number: a pipe has no width, a narrow terminal wraps the lines.
+    console = Console(highlight=False, markup=False, width=_PIPE_WIDTH)
+    if terminal:
+        console.width = max(Console().width, console.measure(table).maximum)
+    console.print(table)

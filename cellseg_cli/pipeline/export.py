@@ -1,0 +1,137 @@
+"""The stage ``export``: label images of a store to the files of other programs.
+
+Only finished label images are exported.  Every other field of the store is a
+failure with its reason, so that a file that lacks cells never looks complete.
+The store itself is not touched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cellseg_cli.errors import ConfigError, StoreError
+from cellseg_cli.exports import FieldInfo, Written, coco, kaggle, label_tiff
+from cellseg_cli.exports.output import check_output_file, check_output_folder
+from cellseg_cli.images.discover import SUFFIXES
+from cellseg_cli.instances import Instances, instances_of_labels
+from cellseg_cli.pipeline.events import Emit, Failure, FieldDone, FieldFailed, StageStarted, Summary
+from cellseg_cli.runlength import Order
+from cellseg_cli.store import FieldRow, Store
+
+Format = Literal["label-tiff", "coco", "kaggle"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write and where.
+
+    Attributes
+    ----------
+    format
+        ``label-tiff`` (a folder), ``coco`` or ``kaggle`` (a file each).
+    out
+        The folder or file.
+    order
+        How a Kaggle table flattens masks; None takes that of Sartorius.
+    overwrite
+        Replace what is there.
+    """
+
+    format: Format
+    out: Path
+    order: Order | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of an export: the fields that failed, and what the files hold."""
+
+    summary: Summary
+    written: Written
+
+
+def export_store(path: str | Path, export: Export, emit: Emit) -> Exported:
+    """Write the label images of a store in one format; fields come by ascending id.
+
+    Nothing is written when no field can be exported.
+
+    Raises
+    ------
+    StoreError
+        No store, or one without a list of fields.
+    ConfigError
+        An order for a format that has none, an output of the wrong kind or that
+        cannot be written.
+    OutputExistsError
+        The output is there and may not be replaced.
+    """
+    began = time.perf_counter()
+    _check(export)
+    store = Store.open(path)
+    rows = store.fields()
+    if not rows:
+        raise StoreError(f"{store.path} lists no fields: run cellseg embed first")
+    emit(StageStarted("export", len(rows), 0, 1))
+    failed: list[Failure] = []
+    fields = _finished(store, rows, failed, emit)
+    first = next(fields, None)
+    written = Written(0, 0) if first is None else _write(chain([first], fields), export)
+    seconds = time.perf_counter() - began
+    return Exported(Summary("export", written.fields, 0, tuple(failed), seconds), written)
+
+
+def _check(export: Export) -> None:
+    if export.order is not None and export.format != "kaggle":
+        raise ConfigError(f"an order is for the format kaggle only, not for {export.format}")
+    check = check_output_folder if export.format == "label-tiff" else check_output_file
+    check(export.out, overwrite=export.overwrite)
+
+
+def _write(fields: Iterable[tuple[FieldInfo, Instances]], export: Export) -> Written:
+    if export.format == "kaggle":
+        order = export.order or "row_major"
+        return kaggle.write(fields, export.out, order=order, overwrite=export.overwrite)
+    write = coco.write if export.format == "coco" else label_tiff.write
+    return write(fields, export.out, overwrite=export.overwrite)
+
+
+def _finished(
+    store: Store, rows: Iterable[FieldRow], failed: list[Failure], emit: Emit
+) -> Iterator[tuple[FieldInfo, Instances]]:
+    """Yield every field that has its label image; note the others in `failed`."""
+    for row in rows:
+        began = time.perf_counter()
+        try:
+            labels = _labels(store, row)
+        except StoreError as error:
+            failed.append(Failure(row.id, str(error)))
+            emit(FieldFailed("export", failed[-1]))
+            continue
+        instances = instances_of_labels(labels)
+        yield FieldInfo(row.id, _file_name(row), instances.shape), instances
+        # The writer asks for the next field when this one is in its file.
+        seconds = time.perf_counter() - began
+        emit(FieldDone("export", row.id, seconds, labels.size, len(instances)))
+
+
+def _labels(store: Store, row: FieldRow) -> np.ndarray:
+    if row.error is not None:
+        raise StoreError(row.error)
+    if not store.has(row.id, "cluster"):
+        raise StoreError(f"its label image is not finished: run cellseg cluster {store.path}")
+    return store.read_labels(row.id)
+
+
+def _file_name(row: FieldRow) -> str:
+    """Return the path of the image relative to the root of its run, with its suffix."""
+    name = row.source.lower()
+    length = next((len(suffix) for suffix in SUFFIXES if name.endswith(suffix)), 0)
+    return row.id + row.source[len(row.source) - length :]

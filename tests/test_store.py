@@ -1,0 +1,340 @@
+"""The store: what is written is read, what is unfinished is never read, ids stay inside."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from cellseg_cli import durable
+from cellseg_cli.errors import OutputExistsError, StoreError
+from cellseg_cli.store import CHUNK_PX, FieldRow, Store, StoreWriteError, refusal
+
+ATTRIBUTES = {"embed": {"model": "aa"}, "model": {"kind": "spatial"}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.create(tmp_path / "emb.zarr", ATTRIBUTES)
+
+
+def ramp(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    return (np.arange(np.prod(shape)) % 251).reshape(shape).astype(dtype)
+
+
+def embedded(store: Store, field_id: str, shape: tuple[int, int] = (10, 12)) -> np.ndarray:
+    values = ramp((4, *shape), np.float16)
+    store.write_embedding(field_id, values)
+    store.mark_done(field_id, "embed", "print")
+    return values
+
+
+# ------------------------------------------------------------------ round trips
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    values=arrays.arrays(
+        np.float16,
+        st.tuples(st.integers(1, 8), st.integers(1, 300), st.integers(1, 300)),
+        elements=st.floats(-100, 100, width=16),
+        fill=st.floats(-1, 1, width=16),
+    ),
+    with_classes=st.booleans(),
+)
+def test_embedding_is_read_as_written(
+    tmp_path_factory: pytest.TempPathFactory, values: np.ndarray, with_classes: bool
+) -> None:
+    store = Store.create(tmp_path_factory.mktemp("s") / "emb.zarr", ATTRIBUTES)
+    classes = ramp((3, *values.shape[1:]), np.uint8) if with_classes else None
+    store.write_embedding("a/b", values, classes)
+    store.mark_done("a/b", "embed", "print")
+    read, read_classes = store.read_embedding("a/b")
+    assert read.dtype == np.float16
+    np.testing.assert_array_equal(read, values)
+    if classes is None:
+        assert read_classes is None
+    else:
+        np.testing.assert_array_equal(read_classes, classes)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    labels=arrays.arrays(
+        np.uint32,
+        st.tuples(st.integers(1, 300), st.integers(1, 300)),
+        elements=st.integers(0, 2**32 - 1),
+        fill=st.integers(0, 2**32 - 1),
+    )
+)
+def test_labels_are_read_as_written(
+    tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray
+) -> None:
+    store = Store.create(tmp_path_factory.mktemp("s") / "emb.zarr", ATTRIBUTES)
+    store.write_labels("a", labels)
+    store.mark_done("a", "cluster", "print")
+    read = store.read_labels("a")
+    assert read.dtype == np.uint32
+    np.testing.assert_array_equal(read, labels)
+
+
+def test_a_second_write_replaces_another_shape(store: Store) -> None:
+    embedded(store, "a", (300, 20))
+    values = embedded(store, "a", (5, 7))
+    np.testing.assert_array_equal(store.read_embedding("a")[0], values)
+
+
+def test_fields_are_read_as_written_and_sorted(store: Store) -> None:
+    whole = FieldRow("b", "/data/b.tif", 12, 1_700_000_000_123_456_789, 520, 704, 1, "uint16")
+    broken = FieldRow("a é", "/data/a é.tif", error="zero bytes")
+    store.write_fields([whole, broken])
+    assert Store.open(store.path).fields() == (broken, whole)
+    assert (whole.pixels, broken.pixels) == (520 * 704, 0)
+
+
+def test_equal_plans_are_equal_bytes(store: Store) -> None:
+    rows = [FieldRow("a", "/a.png", 1, 2, 3, 4, 1, "uint8"), FieldRow("b", "/b.png", error="no")]
+    store.write_fields(rows)
+    first = (store.path / "fields.parquet").read_bytes()
+    store.write_fields(reversed(rows))
+    assert (store.path / "fields.parquet").read_bytes() == first
+
+
+# ---------------------------------------------------------------- what is on disk
+
+
+def test_large_field_is_one_shard_per_slab_of_4096(store: Store) -> None:
+    store.write_embedding("a", np.zeros((1, 4100, 300), np.float16))
+    array = zarr.open_array(str(store.path / "a/embedding"), mode="r")
+    assert (array.chunks, array.shards) == ((1, CHUNK_PX, CHUNK_PX), (1, 4096, 512))
+    shards = sorted(p for p in (store.path / "a/embedding/c").rglob("*") if p.is_file())
+    assert [p.relative_to(store.path / "a/embedding/c").as_posix() for p in shards] == [
+        "0/0/0",
+        "0/1/0",
+    ]
+
+
+def test_metadata_is_ome_zarr(store: Store) -> None:
+    store.write_embedding("p/a", ramp((4, 8, 9), np.float16), ramp((3, 8, 9), np.uint8))
+    store.write_labels("p/a", ramp((8, 9), np.uint32))
+    root = zarr.open_group(str(store.path), mode="r")
+    ome: Any = root["p/a"].attrs["ome"]
+    assert ome["version"] == "0.5"
+    axes = [axis["name"] for axis in ome["multiscales"][0]["axes"]]
+    assert axes == ["c", "y", "x"]
+    for entry in ome["multiscales"]:
+        (dataset,) = entry["datasets"]
+        array = root[f"p/a/{dataset['path']}"]
+        assert isinstance(array, zarr.Array)
+        assert array.metadata.dimension_names == ("c", "y", "x")
+        assert len(dataset["coordinateTransformations"][0]["scale"]) == array.ndim
+    assert root["p/a/labels"].attrs["ome"] == {"version": "0.5", "labels": ["cells"]}
+    cells: Any = root["p/a/labels/cells"].attrs["ome"]
+    assert cells["image-label"] == {"source": {"image": "../../"}}
+    path = cells["multiscales"][0]["datasets"][0]["path"]
+    np.testing.assert_array_equal(root[f"p/a/labels/cells/{path}"][...], ramp((8, 9), np.uint32))
+
+
+def test_a_field_above_another_field_keeps_its_group(store: Store) -> None:
+    """``a`` and ``a/b`` can both be fields, written in either order and cleared alone."""
+    embedded(store, "a/b")
+    embedded(store, "a")
+    embedded(store, "a/c")
+    assert "ome" in zarr.open_group(str(store.path / "a"), mode="r").attrs
+    store.clear("a", "embed")
+    assert [store.has(one, "embed") for one in ("a", "a/b", "a/c")] == [False, True, True]
+
+
+# ------------------------------------------------------------------------- marks
+
+
+def test_what_is_not_marked_is_not_read(store: Store) -> None:
+    store.write_embedding("a", ramp((4, 5, 6), np.float16))
+    with pytest.raises(StoreError) as caught:
+        store.read_embedding("a")
+    assert str(caught.value) == (f"a is not embedded in {store.path}; run cellseg embed (again)")
+    with pytest.raises(StoreError, match="a is not clustered in"):
+        store.read_labels("a")
+
+
+def test_mark_keeps_fingerprint_and_details(store: Store) -> None:
+    assert store.done_fingerprint("a", "embed") is None
+    store.mark_done("a", "embed", "123", {"device": "cpu"})
+    assert store.done_fingerprint("a", "embed") == "123"
+    assert store.mark("a", "embed") == {"stage": "embed", "fingerprint": "123", "device": "cpu"}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_a_damaged_mark_is_no_mark(store: Store, content: bytes) -> None:
+    embedded(store, "a")
+    (store.path / "a/embed.done.json").write_bytes(content)
+    assert not store.has("a", "embed")
+
+
+def test_writing_takes_the_old_marks_away(store: Store) -> None:
+    values = embedded(store, "a")
+    store.write_labels("a", np.ones((10, 12), np.uint32))
+    store.mark_done("a", "cluster", "print")
+    store.write_labels("a", np.ones((10, 12), np.uint32))
+    assert (store.has("a", "embed"), store.has("a", "cluster")) == (True, False)
+    store.mark_done("a", "cluster", "print")
+    store.write_embedding("a", values)
+    assert (store.has("a", "embed"), store.has("a", "cluster")) == (False, False)
+    assert not (store.path / "a/labels").exists()
+
+
+def test_lost_and_cut_shards_are_errors_not_zeros(store: Store) -> None:
+    embedded(store, "a")
+    shard = store.path / "a/embedding/c/0/0/0"
+    whole = shard.read_bytes()
+    for damaged in (whole[:-5], whole[:40] + bytes([whole[40] ^ 255]) + whole[41:]):
+        shard.write_bytes(damaged)
+        with pytest.raises(StoreError, match="a: embedding is damaged in"):
+            store.read_embedding("a")
+    shard.unlink()
+    with pytest.raises(StoreError) as caught:
+        store.read_embedding("a")
+    assert str(caught.value) == (
+        f"a: embedding is damaged in {store.path} (shard c/0/0/0 is missing); "
+        f"delete {store.path / 'a/embed.done.json'} and run cellseg embed again"
+    )
+
+
+def test_an_empty_label_image_has_its_shard(store: Store) -> None:
+    """Without it, a lost file and an empty field would look the same."""
+    store.write_labels("a", np.zeros((10, 12), np.uint32))
+    assert (store.path / "a/labels/cells/0/c/0/0").is_file()
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def test_open_says_what_is_there_instead(tmp_path: Path) -> None:
+    missing, file, empty, foreign = (tmp_path / name for name in ("no", "file", "empty", "foreign"))
+    file.write_text("x")
+    empty.mkdir()
+    foreign.mkdir()
+    for name in "dcba":
+        (foreign / f"{name}.png").touch()
+    messages = []
+    for path in (missing, file, empty, foreign):
+        with pytest.raises(StoreError) as caught:
+            Store.open(path)
+        messages.append(str(caught.value))
+    assert messages == [
+        f"{missing} is no cellseg store: nothing is there, not a folder",
+        f"{file} is no cellseg store: a file is there, not a folder",
+        f"{empty} is no cellseg store: it has no zarr.json (it is empty)",
+        f"{foreign} is no cellseg store: it has no zarr.json (it holds a.png, b.png, c.png, ...)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"attributes": {}}, "{path} is a zarr store, but not one that cellseg made"),
+        ({"attributes": None}, "{path} is a zarr store, but not one that cellseg made"),
+        (
+            {"attributes": {"cellseg": {"format_version": 2}}},
+            "{path} has store format 2, this cellseg reads format 1; use the cellseg that made "
+            "it, or embed anew into another store",
+        ),
+    ],
+)
+def test_open_refuses_other_stores(tmp_path: Path, document: Any, message: str) -> None:
+    (tmp_path / "zarr.json").write_text(json.dumps(document))
+    for attempt in (Store.open, lambda path: Store.create(path, {}, overwrite=True)):
+        with pytest.raises(StoreError) as caught:
+            attempt(tmp_path)
+        assert str(caught.value) == message.format(path=tmp_path)
+
+
+def test_create_never_touches_what_is_not_a_store(tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").touch()
+    with pytest.raises(StoreError) as caught:
+        Store.create(tmp_path, {}, overwrite=True)
+    assert str(caught.value) == (
+        f"{tmp_path} is no cellseg store (it holds thesis.docx); choose another output: "
+        "a folder that cellseg did not make is never overwritten"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+def test_create_refuses_an_existing_store(store: Store) -> None:
+    with pytest.raises(OutputExistsError) as caught:
+        Store.create(store.path, {})
+    assert str(caught.value) == f"{store.path} exists; choose another output, or --overwrite"
+    Store.create(store.path, {"embed": {"model": "bb"}}, overwrite=True)
+    assert Store.open(store.path).attributes["embed"] == {"model": "bb"}
+
+
+@pytest.mark.parametrize(
+    ("field_id", "reason"),
+    [
+        ("../a", "'..' is no name for a folder"),
+        ("a/../../b", "'..' is no name for a folder"),
+        ("", "'' is no name for a folder"),
+        ("a//b", "'' is no name for a folder"),
+        ("/etc/a", "it must be a relative path with forward slashes"),
+        ("a\\b", "it must be a relative path with forward slashes"),
+        ("plate/labels/a", "'labels' is a name that the store keeps for itself"),
+        ("zarr.json", "'zarr.json' is a name that the store keeps for itself"),
+        (".cellseg", "'.cellseg' is a name that the store keeps for itself"),
+        ("__a", "'__a': zarr keeps names that begin with '__' for itself"),
+        ("a\nb", "it has control characters or is not valid UTF-8"),
+        ("a\udcff", "it has control characters or is not valid UTF-8"),
+    ],
+)
+def test_ids_that_a_store_cannot_hold(store: Store, field_id: str, reason: str) -> None:
+    assert refusal(field_id) == reason
+    for attempt in (
+        lambda: store.write_labels(field_id, np.zeros((2, 2), np.uint32)),
+        lambda: store.clear(field_id, "embed"),
+        lambda: store.mark_done(field_id, "embed", ""),
+    ):
+        with pytest.raises(StoreError) as caught:
+            attempt()
+        assert str(caught.value) == f"{field_id!r} cannot be a field of a store: {reason}"
+
+
+@pytest.mark.parametrize(
+    "field_id", ["a", "Platte 1/Ähre", "图像/场\u30001", "a.b/c-d_e", "c", "0/0"]
+)
+def test_ids_that_a_store_can_hold(store: Store, field_id: str) -> None:
+    values = embedded(store, field_id)
+    np.testing.assert_array_equal(store.read_embedding(field_id)[0], values)
+
+
+def test_damaged_list_of_fields(store: Store) -> None:
+    assert store.fields() == ()
+    (store.path / "fields.parquet").write_bytes(b"PAR1")
+    with pytest.raises(StoreError, match=r"fields\.parquet is damaged .*; run cellseg embed again"):
+        store.fields()
+
+
+def test_full_disk_is_one_clear_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable, "sync_tree", full)
+    with pytest.raises(StoreWriteError) as caught:
+        embedded(store, "a")
+    assert str(caught.value) == (
+        f"{store.path} cannot be written: No space left on device; make room or fix the "
+        "permissions, then run the same command again: finished fields are kept"
+    )
+    assert not store.has("a", "embed")
+
+
+def test_nothing_temporary_stays(store: Store) -> None:
+    embedded(store, "a/b")
+    store.write_fields([FieldRow("a/b", "/b.png")])
+    assert list((store.path / ".cellseg/tmp").iterdir()) == []
