@@ -25,6 +25,7 @@ from .compiled import compiled
 
 _LANES = 32  # clusters of a leaf: two vectors of 16 float32
 _LEAVES = 64  # leaves of a group
+_STRIP = 4  # channels summed at once, which keeps partial sums in registers
 _NONE = -1
 
 #: Clusters nearer than this count as equal, and a search ends at them: nothing can be nearer but
@@ -46,7 +47,9 @@ def partition(units: np.ndarray, merge_distance: float) -> np.ndarray:
     (n,) int32
         Cluster of each point, numbered from 0 in the order of their first points.
     """
-    clusters = (units.copy(), np.ones(len(units), np.int64), np.arange(len(units), dtype=np.int32))
+    padding = -units.shape[1] % _STRIP  # channels of 0 change no product
+    sums = np.pad(units, ((0, 0), (0, padding)))
+    clusters = (sums, np.ones(len(units), np.int64), np.arange(len(units), dtype=np.int32))
     chain = np.empty(len(units), np.int32)
     length = 0
     alive = np.arange(len(units), dtype=np.int32)
@@ -223,11 +226,12 @@ def _scan(
     doubles = scratch[:_LANES]
     for lane in range(_LANES):
         doubles[lane] = deficit + deficits[leaf, lane]
-    for k in range(query.size):
-        value = query[k]
+    for k in range(0, query.size, _STRIP):
+        q0, q1, q2, q3 = query[k], query[k + 1], query[k + 2], query[k + 3]
         for lane in range(_LANES):
-            across = value - means[leaf, k, lane]
-            doubles[lane] += across * across
+            d0, d1 = q0 - means[leaf, k, lane], q1 - means[leaf, k + 1, lane]
+            d2, d3 = q2 - means[leaf, k + 2, lane], q3 - means[leaf, k + 3, lane]
+            doubles[lane] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
     hits = 0
     for lane in range(_LANES):
         hits += doubles[lane] <= ceiling

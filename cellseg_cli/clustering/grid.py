@@ -22,11 +22,17 @@ import numpy as np
 from .compiled import compiled
 from .cores import separated
 from .linkage import linkage_partition
-from .pieces import finished
+from .pieces import root_of, finished
 from .resizing import enlarged_nearest, resized_bilinear, working_shape
 from .settings import Clustering
 
 _SAMPLE_SIDE = 64  # pixels a side of the sample that finds the background code
+
+#: A cluster takes in, in the same round, every neighbour of at most 1/8 of its size whose nearest
+#: it is, if hardly farther than its own nearest.  Strictly mutual merging would give a large
+#: region its rim pixels one a round, and take the square of the pixels.
+_HUB = 8
+_SLACK = 0.05
 
 
 def grid(
@@ -196,25 +202,38 @@ def _rounds(
                 for node in pairs[i]:
                     if best[node] < 0 or _before(i, best[node], pairs, distance):
                         best[node] = i
+        slack = _SLACK * merge_distance
         changed = False
         for i in range(left):
             one, two = pairs[i]
-            if best[one] == i and best[two] == i:
-                if counts[two] > counts[one]:
-                    one, two = two, one
+            if counts[two] > counts[one]:
+                one, two = two, one
+            if best[two] != i:
+                continue
+            within = distance[i] <= (1 + _SLACK) * distance[best[one]] + slack
+            if best[one] == i or (within and _HUB * counts[two] <= counts[one]):
                 parent[two] = one
-                counts[one] += counts[two]
-                sums[one] += sums[two]
                 stale[one] = True
                 changed = True
+        _gather(pairs[:left], parent, sums, counts)
         left = _contracted(pairs, distance, left, parent)
     for node in range(size):
-        root = node
-        while parent[root] != root:
-            root = parent[root]
-        while parent[node] != root:
-            parent[node], node = root, parent[node]
+        parent[node] = root_of(parent, node)
     return parent
+
+
+@compiled
+def _gather(
+    pairs: np.ndarray, parent: np.ndarray, sums: np.ndarray, counts: np.ndarray
+) -> None:
+    """Add what was merged in this round to its cluster; what was added holds no pixels more."""
+    for i in range(len(pairs)):
+        for node in pairs[i]:
+            root = root_of(parent, node)
+            if root != node and counts[node] > 0:
+                counts[root] += counts[node]
+                sums[root] += sums[node]
+                counts[node] = 0
 
 
 @compiled
@@ -252,7 +271,7 @@ def _contracted(
     """Pairs renamed to the clusters they lie in, without those inside one; how many are left."""
     kept = 0
     for i in range(left):
-        one, two = parent[pairs[i, 0]], parent[pairs[i, 1]]
+        one, two = root_of(parent, pairs[i, 0]), root_of(parent, pairs[i, 1])
         if one != two:
             pairs[kept, 0], pairs[kept, 1] = min(one, two), max(one, two)
             distance[kept] = distance[i]

@@ -13,7 +13,7 @@ from .compiled import compiled
 
 
 @compiled
-def _root(parent: np.ndarray, node: int) -> int:
+def root_of(parent: np.ndarray, node: int) -> int:
     """The representative of a node; halves the path on the way."""
     while parent[node] != node:
         parent[node] = parent[parent[node]]
@@ -24,7 +24,7 @@ def _root(parent: np.ndarray, node: int) -> int:
 @compiled
 def _join(parent: np.ndarray, first: int, second: int) -> int:
     """Unite two sets under their lower representative, and return it."""
-    first, second = _root(parent, first), _root(parent, second)
+    first, second = root_of(parent, first), root_of(parent, second)
     low, high = min(first, second), max(first, second)
     parent[high] = low
     return low
@@ -77,7 +77,7 @@ def _numbered(
     dense = np.zeros(used + 1, np.int32)
     count = 0
     for node in range(1, used + 1):
-        root = _root(parent, node)
+        root = root_of(parent, node)
         if root == node:
             count += 1
             dense[node] = count

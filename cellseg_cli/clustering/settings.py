@@ -76,8 +76,8 @@ def default_method(kind: str) -> str:
 #: carries its own in its header; these are for models that carry none.
 _DEFAULTS: dict[tuple[str, str], Clustering] = {
     ("seeds", "spatial"): Clustering("seeds", 0.0, 0.3, 0.5, 16, "full", "none"),
-    ("grid", "spatial"): Clustering("grid", 1.2, 0.3, 0.5, 16, "full", "none"),
-    ("grid", "contrastive"): Clustering("grid", 0.45, 0.3, 0.5, 16, "full", "grow"),
+    ("grid", "spatial"): Clustering("grid", 2.4, 0.3, 0.5, 16, "full", "none"),
+    ("grid", "contrastive"): Clustering("grid", 0.45, 0.3, 0.5, 16, "full", "none"),
     ("linkage", "contrastive"): Clustering("linkage", 0.45, 0.5, 0.5, 16, "160x128", "grow"),
     ("watershed", "spatial"): Clustering("watershed", 0.0, 0.5, 0.5, 16, "full", "none"),
     ("watershed", "contrastive"): Clustering("watershed", 0.0, 0.5, 0.5, 16, "full", "none"),

@@ -99,7 +99,7 @@ def find_fields(
     Notes
     -----
     ``os.scandir`` tells files from folders without a further call for each.  Measured: 100 000
-    files in 100 folders in 0.5 s on one core, the files being listed by a local disk.
+    files in 100 folders, 0.6 s of CPU time, 1.1 s for a glob that all of them match.
     """
     path = Path(source)
     chosen = _Filter(tuple(include), tuple(exclude))
@@ -119,7 +119,12 @@ def find_fields(
 
 
 def _filtered(found: _Found, chosen: _Filter) -> _Found:
-    kept = [relative for relative in found.images if chosen.keeps(relative)]
+    kept = [
+        relative
+        for relative in found.images
+        if chosen.keeps(relative)
+        and all(chosen.enters(str(parent)) for parent in PurePosixPath(relative).parents[:-1])
+    ]
     return _Found(found.root, kept, found.others, len(found.images) - len(kept))
 
 
@@ -193,12 +198,25 @@ def _walk(root: Path, enters: Callable[[str], bool]) -> Iterator[str]:
             continue
         for entry in entries:
             relative = prefix + entry.name
-            if entry.is_dir():
-                if enters(relative):
-                    pending.append((relative + "/", (*parents, identity)))
-            elif entry.is_file() or entry.is_symlink():
-                # A broken link is kept: reading it fails and says so, where dropping it is silent.
+            kind = _kind(entry)
+            if kind == "folder" and enters(relative):
+                pending.append((relative + "/", (*parents, identity)))
+            elif kind == "file":
                 yield relative
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Return "folder", "file" or "other" (pipes, sockets, devices).
+
+    A link that leads nowhere is a file: reading it fails and says so, where leaving it out
+    would be silent.
+    """
+    try:
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() or entry.is_symlink() else "other"
+    except OSError:  # a link to itself
+        return "file"
 
 
 def _listing(folder: Path) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:

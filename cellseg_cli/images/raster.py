@@ -3,8 +3,9 @@
 Invariant: a file that is cut short or whose checksums fail gives an error and never a partly
 grey image, and no C library writes on stderr.  PNG and JPEG are therefore decoded by
 imagecodecs (its errors come as exceptions; OpenCV's come as text on stderr, and for a JPEG not
-even always as a failure), after the container has been walked here.  What this cannot see: a
-JPEG has no checksums, so bytes changed in its middle decode to changed pixels.
+even always as a failure), after the container has been walked here; an uncompressed BMP is
+unpacked by NumPy.  What this cannot see: a JPEG has no checksums, so bytes changed in its
+middle decode to changed pixels.
 """
 
 from __future__ import annotations
@@ -223,6 +224,7 @@ def bmp_pixels(data: bytes) -> np.ndarray:
 
 
 def _bmp(handle: BinaryIO) -> _Bmp:
+    """Parse the file header (14 bytes) and the info header of any version."""
     handle.seek(10)
     offset, kind = struct.unpack("<II", _exactly(handle, 8, "BMP"))
     rest = _exactly(handle, kind - 4, "BMP")

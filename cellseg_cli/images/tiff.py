@@ -179,7 +179,8 @@ def _check_chain(file: tifffile.TiffFile, source: _Source, messages: list[str]) 
             )
     if not series.is_truncated:
         len(file.pages)  # walks the whole chain, so that a break in it is overheard
-    if any("invalid page offset" in message for message in messages):
+    # What the list of pages itself logs are breaks in its chain.
+    if any(message.startswith("<tifffile.TiffPages") for message in messages):
         raise InputError(
             f"TIFF is truncated: its list of pages breaks off after {len(file.pages)}; {_AGAIN}"
         )
@@ -276,10 +277,10 @@ def _contiguous_page(source: _Source, number: int) -> np.ndarray:
     count = prod(shape)
     handle.seek(series.dataoffset + number * count * series.dtype.itemsize)
     stored = series.dtype.newbyteorder(source.file.byteorder)
-    values = np.frombuffer(handle.read(count * stored.itemsize), stored)
-    if len(values) < count:
+    data = handle.read(count * stored.itemsize)
+    if len(data) < count * stored.itemsize:
         raise InputError(f"TIFF is truncated: it ends within its plane {number}; {_AGAIN}")
-    return values.reshape(shape).astype(series.dtype)
+    return np.frombuffer(data, stored).reshape(shape).astype(series.dtype)
 
 
 def _converted(values: np.ndarray, source: _Source) -> np.ndarray:

@@ -190,11 +190,11 @@ def class_targets(labels: Tensor) -> Tensor:
     of background among its eight neighbours; it belongs to the cell, so that
     1 − P(background) is the whole cell with its rim.
     """
-    padded = functional.pad(labels.unsqueeze(1).float(), (1, 1, 1, 1), mode="replicate")
-    highest = functional.max_pool2d(padded, 3, stride=1).squeeze(1)
-    lowest = -functional.max_pool2d(-padded, 3, stride=1).squeeze(1)
-    # An unknown neighbour (−1) is no neighbour of another label: the image ends there.
-    lowest = torch.where(lowest < 0, highest.minimum(labels.float()), lowest)
+    # An unknown neighbour is no neighbour of another label: the image ends there.
+    values = functional.pad(labels.unsqueeze(1).float(), (1, 1, 1, 1), mode="replicate")
+    highest = functional.max_pool2d(values, 3, stride=1).squeeze(1)
+    known = values.masked_fill(values < 0, torch.inf)
+    lowest = -functional.max_pool2d(-known, 3, stride=1).squeeze(1)
     border = (highest != labels) | (lowest != labels)
     targets = (labels > 0).long() + ((labels > 0) & border).long()
     return targets.masked_fill(labels < 0, -1)

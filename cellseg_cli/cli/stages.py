@@ -1,0 +1,30 @@
+"""What the stages `embed` and `cluster` share on the command line: their result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cellseg_cli.cli.common import echo_json
+
+if TYPE_CHECKING:
+    from cellseg_cli.pipeline.events import Summary
+
+
+def report(summary: Summary, store: Path, *, dry_run: bool, as_json: bool) -> int:
+    """Print the result of a stage as JSON, if asked, and return the exit code."""
+    if as_json:
+        failed = [{"field": one.field_id, "reason": one.reason} for one in summary.failed]
+        counts = {"done": summary.done, "skipped": summary.skipped, "failed": failed}
+        planned = {"to_do": summary.planned} if dry_run else {}
+        echo_json(
+            {
+                "stage": summary.stage,
+                "store": str(store),
+                "dry_run": dry_run,
+                **planned,
+                **counts,
+                "seconds": round(summary.seconds, 3),
+            }
+        )
+    return int(summary.exit_code)
