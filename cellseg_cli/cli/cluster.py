@@ -11,7 +11,6 @@ from cellseg_cli.cli.common import (
     AsJson,
     ConfigFile,
     DryRun,
-    Overwrite,
     Part,
     Quiet,
     Sets,

@@ -25,8 +25,8 @@ class KaggleOrder(StrEnum):
     """How a Kaggle table flattens masks."""
 
     auto = "auto"
-    row_major = "row_major"
-    column_major = "column_major"
+    row_major = "row-major"
+    column_major = "column-major"
 
 
 class MissingFields(StrEnum):
@@ -102,7 +102,7 @@ def evaluate(
     if per_field is not None:
         check_free(per_field, overwrite)
     comparison = Comparison(
-        prediction, truth, order.value, tuple(groups or ()), missing.value, workers or 0
+        prediction, truth, order.value.replace("-", "_"), tuple(groups or ()), missing.value, workers or 0
     )
     evaluation = run_evaluation(comparison)
     if per_field is not None:

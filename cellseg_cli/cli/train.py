@@ -121,7 +121,9 @@ def train(
         paths = {"best": str(result.best), "last": str(result.last)}
         echo_json({**dataclasses.asdict(result), **paths, "failed": failed})
     else:
-        typer.echo(f"{result.best}: {_scores(result.score) or 'no held-out data to score it on'}")
+        scored = "mean_ap" in result.score
+        verdict = _scores(result.score) if scored else "no held-out data to score it on"
+        typer.echo(f"{result.best}: {verdict}")
     return int(ExitCode.SOME_FAILED if result.failed else ExitCode.DONE)
 
 

@@ -159,18 +159,19 @@ def _nearest(
     query = means[home, :, lane].copy()
     deficit = deficits[home, lane]
     state = (best, nearest, _ceiling(best, channels))
-    state = _scan(home, tip, query, state, lanes, clusters, scratch)
     bounds = scratch[_LANES:]
+    bounds[0] = np.float32(-np.inf)
+    state = _scan((home, home + 1), tip, query, bounds, state, lanes, clusters, scratch)
     for group in range(boxes[5].size):
         if _from_group(query, deficit, group, boxes) > state[2]:
             continue
         _from_leaves(query, deficit, group, boxes, bounds)
-        for place in range(_LEAVES):
-            if state[0] < _COINCIDENT:
-                return state[1]
-            leaf = group * _LEAVES + place
-            if bounds[place] <= state[2] and leaf != home:
-                state = _scan(leaf, tip, query, state, lanes, clusters, scratch)
+        leaves = (group * _LEAVES, min((group + 1) * _LEAVES, len(means)))
+        if leaves[0] <= home < leaves[1]:
+            bounds[home - leaves[0]] = np.float32(np.inf)
+        state = _scan(leaves, tip, query, bounds, state, lanes, clusters, scratch)
+        if state[0] < _COINCIDENT:
+            break
     return state[1]
 
 
@@ -211,42 +212,49 @@ def _from_leaves(
 
 @compiled
 def _scan(
-    leaf: int,
+    leaves: tuple[int, int],
     tip: int,
     query: np.ndarray,
+    bounds: np.ndarray,
     state: tuple[float, int, np.float32],
     lanes: tuple[np.ndarray, ...],
     clusters: tuple[np.ndarray, np.ndarray, np.ndarray],
     scratch: np.ndarray,
 ) -> tuple[float, int, np.float32]:
-    """Least distance, its cluster and the float32 ceiling after the 32 lanes of one leaf."""
+    """Least distance, its cluster and the float32 ceiling after the lanes of some leaves.
+
+    ``bounds`` holds the lower bound of each of the leaves, ``scratch`` room for 32 numbers.
+    """
     best, nearest, ceiling = state
     held, lane_of, means, deficits = lanes
     deficit = deficits[lane_of[tip] // _LANES, lane_of[tip] % _LANES]
     doubles = scratch[:_LANES]
-    for lane in range(_LANES):
-        doubles[lane] = deficit + deficits[leaf, lane]
-    for k in range(0, query.size, _STRIP):
-        q0, q1, q2, q3 = query[k], query[k + 1], query[k + 2], query[k + 3]
-        for lane in range(_LANES):
-            d0, d1 = q0 - means[leaf, k, lane], q1 - means[leaf, k + 1, lane]
-            d2, d3 = q2 - means[leaf, k + 2, lane], q3 - means[leaf, k + 3, lane]
-            doubles[lane] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-    hits = 0
-    for lane in range(_LANES):
-        hits += doubles[lane] <= ceiling
-    if hits == 0:
-        return state
-    for lane in range(_LANES):
-        other = held[leaf * _LANES + lane]
-        if doubles[lane] > ceiling or other < 0 or other == tip:
+    for leaf in range(leaves[0], leaves[1]):
+        if bounds[leaf - leaves[0]] > ceiling:
             continue
-        distance = 1.0 - _similarity(tip, other, clusters)
-        if distance < best:
-            best, nearest = distance, other
-            ceiling = _ceiling(best, query.size)
-            if best < _COINCIDENT:
-                break
+        for lane in range(_LANES):
+            doubles[lane] = deficit + deficits[leaf, lane]
+        for k in range(0, query.size, _STRIP):
+            q0, q1, q2, q3 = query[k], query[k + 1], query[k + 2], query[k + 3]
+            for lane in range(_LANES):
+                d0, d1 = q0 - means[leaf, k, lane], q1 - means[leaf, k + 1, lane]
+                d2, d3 = q2 - means[leaf, k + 2, lane], q3 - means[leaf, k + 3, lane]
+                doubles[lane] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+        hits = np.int32(0)
+        for lane in range(_LANES):
+            hits += np.int32(doubles[lane] <= ceiling)
+        if hits == 0:
+            continue
+        for lane in range(_LANES):
+            other = held[leaf * _LANES + lane]
+            if doubles[lane] > ceiling or other < 0 or other == tip:
+                continue
+            distance = 1.0 - _similarity(tip, other, clusters)
+            if distance < best:
+                best, nearest = distance, other
+                ceiling = _ceiling(best, query.size)
+        if best < _COINCIDENT:
+            break
     return best, nearest, ceiling
 
 

@@ -14,7 +14,7 @@ were chosen by eye beside the fluorescence images of Data Science Bowl 2018.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -143,6 +143,7 @@ def render_plate(
     fields_per_well: int = 2,
     size: tuple[int, int] = FIELD_SIZE,
     seed: int = 0,
+    done: Callable[[str], None] = lambda field_id: None,
 ) -> Plate:
     """Render ``out/plate/<well>/field<n>.tif`` and the truth ``out/truth/<well>/field<n>.tif``.
 
@@ -160,6 +161,8 @@ def render_plate(
         (Y, X) in px.
     seed
         At least 0.  Equal seeds give equal bytes with equal versions of numpy and scipy.
+    done
+        Called with the id of each field that is written.
 
     Raises
     ------
@@ -181,6 +184,7 @@ def render_plate(
             _write_tiff(images / f"{field_id}.tif", image)
             _write_tiff(truth / f"{field_id}.tif", labels)
             nuclei[field_id] = int(labels.max(initial=0))
+            done(field_id)
     return Plate(images, truth, MappingProxyType(nuclei))
 
 

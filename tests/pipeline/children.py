@@ -1,4 +1,4 @@
-"""Stages run in a child process, which a test may kill; imported by the child, so no pytest here."""
+"""Stages run in a child process, which a test may kill.  The child imports this: no pytest here."""
 
 from __future__ import annotations
 

@@ -1,0 +1,88 @@
+"""`cellseg train` from the shell: what it says, what it leaves, how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cellseg_cli.cli.app import run
+from cellseg_cli.errors import ExitCode
+
+TINY = [
+    *("--steps", "2", "--batch-size", "1", "--encoder", "resnet10t", "--device", "cpu"),
+    *("--set", "levels=3", "--set", "decoder_channels=4", "--set", "crop_px=48"),
+    *("--set", "grid_points=16", "--set", "precision=fp32"),
+]
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """Two fields of bright squares with truth."""
+    root = tmp_path / "squares"
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    labels = np.zeros((64, 64), np.uint8)
+    labels[10:30, 10:30], labels[35:50, 35:50] = 1, 2
+    for name in ("a", "b"):
+        cv2.imwrite(str(root / "images" / f"{name}.png"), labels * 80 + 10)
+        cv2.imwrite(str(root / "labels" / f"{name}.png"), labels)
+    return root
+
+
+def test_a_run_leaves_models_and_says_where(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", str(squares), "--val", str(squares), "--out", str(out), *TINY]
+    assert run([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["best"] == str(out / "best.safetensors")
+    assert result["steps"] == 2
+    assert result["failed"] == []
+    assert {"mean_ap", "ap50", "ap75", "step"} <= set(result["score"])
+    assert {path.name for path in out.iterdir() if not path.name.startswith("events")} == {
+        "best.safetensors",
+        "last.safetensors",
+        "state.safetensors",
+        "metrics.csv",
+    }
+
+
+def test_fields_that_fail_are_named_and_the_code_tells(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = squares / "images" / "b.png"
+    bad.write_bytes(b"")
+    code = run(["train", str(squares), "--out", str(tmp_path / "run"), *TINY, "--quiet"])
+    captured = capsys.readouterr()
+    assert code == ExitCode.SOME_FAILED
+    assert captured.err == f"cellseg: b is left out: {bad}: is empty (0 bytes)\n"
+    assert captured.out == (
+        f"{tmp_path / 'run' / 'best.safetensors'}: no held-out data to score it on\n"
+    )
+
+
+def test_a_folder_without_images_ends_with_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / "empty" / folder).mkdir(parents=True)
+    code = run(["train", str(tmp_path / "empty"), "--out", str(tmp_path / "run"), *TINY])
+    assert code == ExitCode.NOTHING_DONE
+    assert capsys.readouterr().err == (
+        f"cellseg: {tmp_path / 'empty' / 'images'}: no image found "
+        "(.png .jpg .jpeg .bmp .tif .tiff); there: no file at all\n"
+    )
+
+
+def test_an_encoder_that_timm_does_not_know_ends_with_2(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", str(squares), "--out", str(tmp_path / "run"), *TINY]
+    code = run([*arguments, "--encoder", "no_such_net"])
+    assert code == ExitCode.USAGE
+    assert "timm knows no encoder named 'no_such_net'" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""Settings: defaults < file < --set < flags, and everything unknown is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cellseg_cli.config import EmbedSettings, TrainSettings, parse_part, settings_from
+from cellseg_cli.errors import ConfigError
+
+
+def test_flags_win_over_sets_over_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "cellseg.toml"
+    file.write_text('[train]\nsteps = 1\nseed = 1\nencoder = "resnet34"\n[embed]\ntile_px = 64\n')
+    settings = settings_from(
+        TrainSettings,
+        file=file,
+        section="train",
+        sets=["seed=2", "steps=2", "recipe=contrastive"],
+        flags={"steps": 3, "device": None},
+    )
+    assert (settings.steps, settings.seed, settings.encoder) == (3, 2, "resnet34")
+    assert settings.recipe == "contrastive"
+    assert settings.device == TrainSettings().device
+
+
+def test_values_have_the_types_of_their_fields() -> None:
+    settings = settings_from(EmbedSettings, sets=["channel=[0, 2]", "z=max", "tile_px=256"])
+    assert settings.channel == (0, 2)
+    assert settings.z == "max"
+    assert settings.tile_px == 256
+
+
+def test_all_unknown_keys_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        settings_from(EmbedSettings, sets=["tiles=3", "bacth=1"])
+    assert str(error.value) == (
+        "unknown setting bacth, tiles; known: batch_size, channel, device, exclude, halo_px, "
+        "include, model, t, tile_px, z"
+    )
+
+
+def test_all_bad_values_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        settings_from(TrainSettings, sets=["steps=many", "recipe=magic"])
+    message = str(error.value)
+    assert message.startswith("bad settings: ")
+    assert "steps='many': Input should be a valid integer" in message
+    assert "recipe='magic': Input should be 'spatial' or 'contrastive'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[embed\n", "is not valid TOML"),
+        ("[embbed]\nz = 1\n", "has unknown tables embbed; known: cluster, demo, embed"),
+        ("embed = 3\n", "embed must be a table [embed], got 3"),
+    ],
+)
+def test_a_bad_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        settings_from(EmbedSettings, file=file, section="embed")
+    assert message in str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        settings_from(EmbedSettings, file=tmp_path / "none.toml", section="embed")
+    assert str(error.value) == (
+        f"cannot read the configuration {tmp_path / 'none.toml'}: No such file or directory"
+    )
+
+
+def test_a_set_without_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        settings_from(EmbedSettings, sets=["tile_px"])
+    assert str(error.value) == "--set 'tile_px' is not of the form key=value"
+
+
+@pytest.mark.parametrize("part", ["0/4", "5/4", "1/0"])
+def test_parts_outside_their_number_are_refused(part: str) -> None:
+    with pytest.raises(ConfigError, match=r"i must lie in 1\.\.n"):
+        parse_part(part)
+
+
+@pytest.mark.parametrize("part", ["", "1", "1/", "a/b", "-1/4", "1/2/3"])
+def test_parts_of_another_form_are_refused(part: str) -> None:
+    with pytest.raises(ConfigError, match="is not of the form i/n"):
+        parse_part(part)
