@@ -81,7 +81,7 @@ def cluster(
     LimitError
         If the field is too large to cluster at once.
     """
-    chosen = resolve(settings, kind)
+    chosen = resolve(settings, kind, with_classes=classes is not None)
     values = checked_embedding(embedding, kind)
     shape = (values.shape[1], values.shape[2])
     return METHODS[chosen.method](

@@ -161,7 +161,7 @@ def _nearest(
     state = (best, nearest, _ceiling(best, channels))
     bounds = scratch[_LANES:]
     bounds[0] = np.float32(-np.inf)
-    state = _scan((home, home + 1), tip, query, bounds, state, lanes, clusters, scratch)
+    state = _scan((home, home + 1), (tip, query), state, lanes, clusters, scratch)
     for group in range(boxes[5].size):
         if _from_group(query, deficit, group, boxes) > state[2]:
             continue
@@ -169,7 +169,7 @@ def _nearest(
         leaves = (group * _LEAVES, min((group + 1) * _LEAVES, len(means)))
         if leaves[0] <= home < leaves[1]:
             bounds[home - leaves[0]] = np.float32(np.inf)
-        state = _scan(leaves, tip, query, bounds, state, lanes, clusters, scratch)
+        state = _scan(leaves, (tip, query), state, lanes, clusters, scratch)
         if state[0] < _COINCIDENT:
             break
     return state[1]
@@ -213,9 +213,7 @@ def _from_leaves(
 @compiled
 def _scan(
     leaves: tuple[int, int],
-    tip: int,
-    query: np.ndarray,
-    bounds: np.ndarray,
+    target: tuple[int, np.ndarray],
     state: tuple[float, int, np.float32],
     lanes: tuple[np.ndarray, ...],
     clusters: tuple[np.ndarray, np.ndarray, np.ndarray],
@@ -223,8 +221,11 @@ def _scan(
 ) -> tuple[float, int, np.float32]:
     """Least distance, its cluster and the float32 ceiling after the lanes of some leaves.
 
-    ``bounds`` holds the lower bound of each of the leaves, ``scratch`` room for 32 numbers.
+    ``target`` is the cluster to find a neighbour for, and its mean; ``scratch`` has room for 32
+    numbers, and after these the lower bound of each of the leaves.
     """
+    tip, query = target
+    bounds = scratch[_LANES:]
     best, nearest, ceiling = state
     held, lane_of, means, deficits = lanes
     deficit = deficits[lane_of[tip] // _LANES, lane_of[tip] % _LANES]

@@ -18,4 +18,8 @@ _Kernel = TypeVar("_Kernel", bound=Callable[..., object])
 
 def compiled(kernel: _Kernel) -> _Kernel:
     """The kernel as machine code, with the types of the Python function it was made from."""
-    return cast(_Kernel, numba.njit(cache=True, nogil=True, error_model="numpy")(kernel))
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return cast(_Kernel, numba.njit(cache=True, **options)(kernel))
+    except RuntimeError:  # neither the package nor the home folder can be written
+        return cast(_Kernel, numba.njit(**options)(kernel))

@@ -5,7 +5,8 @@
    without classes: where the cosine distance from the background code is above it; that code is
    the mean of the largest cluster of average linkage among at most 4096 pixels on a regular grid.
 2. Every foreground pixel begins as a cluster.  In each round all pairs of touching clusters that
-   are each other's nearest merge, if nearer than ``merge_distance``; until none are.  The
+   are each other's nearest merge, if nearer than ``merge_distance``; until none are.  Small
+   clusters may join their nearest neighbour earlier, if it is much larger (``_HUB``).  The
    distance is that of average linkage: the mean cosine distance over all pairs of pixels
    (contrastive), or the distance of the mean predicted centres divided by the mean bandwidth
    (spatial).  Sums are float64.
@@ -22,7 +23,7 @@ import numpy as np
 from .compiled import compiled
 from .cores import separated
 from .linkage import linkage_partition
-from .pieces import root_of, finished
+from .pieces import finished, root_of
 from .resizing import enlarged_nearest, resized_bilinear, working_shape
 from .settings import Clustering
 
@@ -223,9 +224,7 @@ def _rounds(
 
 
 @compiled
-def _gather(
-    pairs: np.ndarray, parent: np.ndarray, sums: np.ndarray, counts: np.ndarray
-) -> None:
+def _gather(pairs: np.ndarray, parent: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> None:
     """Add what was merged in this round to its cluster; what was added holds no pixels more."""
     for i in range(len(pairs)):
         for node in pairs[i]:

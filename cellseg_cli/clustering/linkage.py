@@ -44,8 +44,8 @@ def linkage(
 
     Notes
     -----
-    At 160x128 about 0.2 s and 10 MB; at full size the time grows like the 1.4th power of the
-    pixels.
+    At 160x128 0.4 s of one core (``python tests/benchmarks/clustering.py``).  Memory grows with
+    the pixels, time with about their 1.4th power.
     """
     assert settings.merge_distance is not None and settings.foreground is not None
     assert settings.min_area_px is not None

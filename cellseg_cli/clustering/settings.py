@@ -72,6 +72,8 @@ def default_method(kind: str) -> str:
     return "seeds" if kind == "spatial" else "grid"
 
 
+_FOREGROUND_PROBABILITY = 0.5
+
 #: The full defaults of each method for each kind of embedding that it can cluster.  A tuned model
 #: carries its own in its header; these are for models that carry none.
 _DEFAULTS: dict[tuple[str, str], Clustering] = {
@@ -84,8 +86,17 @@ _DEFAULTS: dict[tuple[str, str], Clustering] = {
 }
 
 
-def resolve(settings: Clustering, kind: str) -> Clustering:
+def resolve(settings: Clustering, kind: str, *, with_classes: bool = False) -> Clustering:
     """The settings with every ``None`` replaced by the default of the method for this kind.
+
+    Parameters
+    ----------
+    settings : Clustering
+    kind : str
+        ``contrastive`` or ``spatial``.
+    with_classes : bool
+        Whether there are class probabilities: ``foreground`` then is a probability for ``grid``
+        also.
 
     Raises
     ------
@@ -107,7 +118,10 @@ def resolve(settings: Clustering, kind: str) -> Clustering:
         for item in fields(Clustering)
         if (value := getattr(settings, item.name)) is not None
     }
-    resolved = replace(_DEFAULTS[method, kind], **{**chosen, "method": method})
+    defaults = _DEFAULTS[method, kind]
+    if method == "grid" and with_classes:
+        defaults = replace(defaults, foreground=_FOREGROUND_PROBABILITY)
+    resolved = replace(defaults, **{**chosen, "method": method})
     _check(resolved)
     return resolved
 

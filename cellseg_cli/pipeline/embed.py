@@ -220,13 +220,18 @@ def _prepared(
     are embedded; ``overwrite`` removes them.  Parts that start together write
     the same bytes here.
     """
-    earlier = store.fields() if store else ()
+    earlier = {row.id: row for row in store.fields()} if store else {}
     if store is None or overwrite:
         store = Store.create(out, request.attributes, overwrite=True)
     selected = {row.id for row in rows}
-    others = [row for row in earlier if row.id not in selected]
+    others = [row for row in earlier.values() if row.id not in selected]
     for row in others if overwrite else ():
         store.clear(row.id, "embed")
     kept = [] if overwrite else [row for row in others if store.has(row.id, "embed")]
-    store.write_fields([*rows, *kept])
+    store.write_fields([*(_remembered(row, earlier.get(row.id)) for row in rows), *kept])
     return store
+
+
+def _remembered(row: FieldRow, earlier: FieldRow | None) -> FieldRow:
+    """The row; where the image cannot be read any more, the row of when it could."""
+    return earlier if row.error and earlier else row

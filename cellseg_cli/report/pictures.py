@@ -136,7 +136,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, fill: float = 0.25) -> np.nda
 def panel(pictures: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     """Return pictures of one height side by side, each under its title.
 
-    Title and gaps grow with the height of the pictures.
+    Titles and the gaps around the pictures grow with their height.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def panel(pictures: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     gap = max(4, height // 32)
     columns = [_titled(title, picture, gap) for title, picture in pictures]
     between = np.full((columns[0].shape[0], gap, 3), _GROUND, dtype=np.uint8)
-    return np.hstack([part for column in columns for part in (column, between)][:-1])
+    return np.hstack([between, *(part for column in columns for part in (column, between))])
 
 
 def stack(panels: Sequence[np.ndarray]) -> np.ndarray:
@@ -196,8 +196,10 @@ def palette(count: int) -> np.ndarray:
 
 def _stretched(plane: np.ndarray, low_percentile: float, high_percentile: float) -> np.ndarray:
     """Return a plane as uint8, the two percentiles at 0 and 255; a constant one is black."""
-    low, high = np.percentile(plane, (low_percentile, high_percentile))
-    scaled = (plane.astype(np.float32) - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
+    low, high = np.percentile(plane, (low_percentile, high_percentile)).tolist()
+    if high <= low:
+        return np.zeros(plane.shape, dtype=np.uint8)
+    scaled = (plane.astype(np.float32) - low) * (255 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 

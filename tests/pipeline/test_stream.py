@@ -80,7 +80,7 @@ def test_a_full_disk_ends_the_run_once(workers: int) -> None:
         return Produced(pixels=1)
 
     seen: list[Outcome] = []
-    with pytest.raises(StoreWriteError, match="^full$"):
+    with pytest.raises(StoreWriteError, match=r"^full$"):
         run_fields(jobs(200), work, workers, seen.append)
     assert len(begun) < 5 + 2 * workers
     assert all(outcome.produced for outcome in seen)
@@ -124,7 +124,7 @@ def test_parts_cover_every_field_once(count: int, parts: int) -> None:
 
 @pytest.mark.parametrize("part", ["0/4", "5/4", "1", "a/b", "1/0"])
 def test_parts_that_are_none(part: str) -> None:
-    with pytest.raises(ConfigError, match="^--part "):
+    with pytest.raises(ConfigError, match=r"^--part "):
         of_part([1, 2], part)
 
 
