@@ -167,7 +167,7 @@ def render_plate(
     Raises
     ------
     ConfigError
-        A well, number, size or seed that cannot be.
+        A well, number, size or seed that cannot be, or a disk that cannot be written.
     OutputExistsError
         ``out/plate`` or ``out/truth`` is there already.
     """
@@ -419,13 +419,10 @@ def _lamp(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 def _write_tiff(path: Path, plane: np.ndarray) -> None:
     """Write one plane whole or not at all; no date or program in it, so that bytes repeat."""
-    with durable.temporary_path(path.parent) as temporary:
-        tifffile.imwrite(
-            temporary,
-            plane,
-            photometric="minisblack",
-            compression="zlib",
-            metadata=None,
-            software=False,
-        )
-        durable.replace(temporary, path)
+    options = {"photometric": "minisblack", "compression": "zlib", "metadata": None}
+    try:
+        with durable.temporary_path(path.parent) as temporary:
+            tifffile.imwrite(temporary, plane, software=False, **options)
+            durable.replace(temporary, path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error

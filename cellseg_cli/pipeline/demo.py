@@ -185,12 +185,19 @@ def _make_room(out: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{out} holds a demo already; to run it anew: cellseg demo --out {out} --overwrite"
         )
-    try:
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         _write_mark(out, {"finished": False})
         for name in there.intersection(_CONTENTS) - {MARK}:
             path = out / name
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Say what cannot be written where the system only says why."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from error
 

@@ -145,3 +145,12 @@ def test_each_field_is_told_when_it_is_there(tmp_path: Path) -> None:
 
     render_plate(tmp_path, wells=("A01", "P24"), fields_per_well=1, size=SMALL, done=done)
     assert seen == ["A01/field1", "P24/field1"]
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "plate").symlink_to(tmp_path / "nowhere" / "at" / "all")
+    (tmp_path / "nowhere").write_text("a file")
+    with pytest.raises(ConfigError) as caught:
+        render_plate(tmp_path, wells=("A01",), size=SMALL)
+    target = tmp_path / "plate" / "A01" / "field1.tif"
+    assert str(caught.value) == f"{target} cannot be written: Not a directory"

@@ -12,7 +12,13 @@ import tifffile
 import torch
 
 from cellseg_cli.cli.app import run
-from cellseg_cli.errors import CellsegError, CheckpointError, ExitCode, OutputExistsError
+from cellseg_cli.errors import (
+    CellsegError,
+    CheckpointError,
+    ConfigError,
+    ExitCode,
+    OutputExistsError,
+)
 from cellseg_cli.images.annotations import open_annotations
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, save_model
@@ -160,6 +166,13 @@ def test_a_file_is_no_folder(tmp_path: Path, model: Path) -> None:
     assert refused(tmp_path / "out", small(model), overwrite=True) == (
         f"{tmp_path / 'out'} is a file; the demo needs a folder, choose another --out"
     )
+
+
+def test_below_a_file_no_folder_can_be(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError) as caught:
+        demo(tmp_path / "file" / "out", small(model), emit=ignore)
+    assert str(caught.value) == f"{tmp_path / 'file' / 'out'} cannot be written: Not a directory"
 
 
 def test_without_a_model_nothing_is_written(tmp_path: Path) -> None:
