@@ -12,6 +12,7 @@ import typer
 from cellseg_cli.cli.common import AsJson, Overwrite, Quiet, Workers, echo_json
 
 if TYPE_CHECKING:
+    from cellseg_cli.evaluation.sides import Order
     from cellseg_cli.evaluation.scores import Scores
     from cellseg_cli.pipeline.evaluate import Evaluation
 
@@ -27,6 +28,14 @@ class KaggleOrder(StrEnum):
     auto = "auto"
     row_major = "row-major"
     column_major = "column-major"
+
+
+#: What the words of the command line are called inside.
+_ORDERS: dict[KaggleOrder, Order] = {
+    KaggleOrder.auto: "auto",
+    KaggleOrder.row_major: "row_major",
+    KaggleOrder.column_major: "column_major",
+}
 
 
 class MissingFields(StrEnum):
@@ -102,7 +111,7 @@ def evaluate(
     if per_field is not None:
         check_free(per_field, overwrite)
     comparison = Comparison(
-        prediction, truth, order.value.replace("-", "_"), tuple(groups or ()), missing.value, workers or 0
+        prediction, truth, _ORDERS[order], tuple(groups or ()), missing.value, workers or 0
     )
     evaluation = run_evaluation(comparison)
     if per_field is not None:

@@ -176,7 +176,8 @@ def test_a_batch_without_instances_has_a_loss_with_a_gradient() -> None:
     embedding = some_embedding().requires_grad_()
     empty = Windows(*(torch.zeros((0, 4), dtype=torch.int64) for _ in range(5)))
     empty = empty._replace(
-        crop=torch.zeros(0, dtype=torch.int64), instance=torch.zeros(0, dtype=torch.int64),
+        crop=torch.zeros(0, dtype=torch.int64),
+        instance=torch.zeros(0, dtype=torch.int64),
         valid=torch.zeros((0, 4), dtype=torch.bool),
     )
     terms = spatial_terms(embedding, torch.zeros_like(LABELS), empty)
