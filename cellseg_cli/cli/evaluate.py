@@ -12,8 +12,8 @@ import typer
 from cellseg_cli.cli.common import AsJson, Overwrite, Quiet, Workers, echo_json
 
 if TYPE_CHECKING:
-    from cellseg_cli.evaluation.sides import Order
     from cellseg_cli.evaluation.scores import Scores
+    from cellseg_cli.evaluation.sides import Order
     from cellseg_cli.pipeline.evaluate import Evaluation
 
 #: How many ids of fields without a partner are named; JSON has them all.
