@@ -16,6 +16,10 @@ if (($# != 2)); then
     exit 2
 fi
 data=$1 run=$2
+if [[ ! -d $data/test && ! -f $data/index.csv ]]; then
+    echo "$data has neither test/ nor index.csv: nothing says which images to segment" >&2
+    exit 2
+fi
 mkdir -p "$run"
 
 # As in local.sh: 1 means that some fields failed, and the others go on.
@@ -45,6 +49,7 @@ else
     images=$run/val.txt
     train=$(cd "$data/train" && pwd)
     awk -F, -v folder="$train" '
+        { sub(/\r$/, "") }
         NR == 1 { for (i = 1; i <= NF; i++) column[$i] = i }
         NR > 1 && $column["split"] ~ /^val/ { print folder "/" $column["id"] ".png" }
     ' "$data/index.csv" >"$images"

@@ -225,7 +225,7 @@ def kaggle_folder(folder: Path, *, test: bool) -> Path:
         (folder / "test").mkdir()
     else:
         rows = ["id,cell_type,split", "a1,cort,train", "b2,astro,val", "c3,cort,train"]
-        (folder / "index.csv").write_text("\n".join(rows) + "\n")
+        (folder / "index.csv").write_bytes("\r\n".join([*rows, ""]).encode())
     return folder
 
 
@@ -253,6 +253,17 @@ def test_sartorius_submits_the_test_images(runner: Runner, tmp_path: Path) -> No
     assert "--index" not in train
     assert embed[1] == f"{data}/test"
     assert export[export.index("--out") + 1] == "run/submission.csv"
+
+
+def test_sartorius_needs_to_know_what_to_segment(runner: Runner, tmp_path: Path) -> None:
+    data, log = kaggle_folder(tmp_path / "data", test=False), tmp_path / "log"
+    (data / "index.csv").unlink()
+    done = runner("sartorius.sh", data, "run", cellseg=logging_cellseg(log))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"{data} has neither test/ nor index.csv: nothing says which images to segment\n"
+    )
+    assert not log.exists()
 
 
 def test_sartorius_ends_where_training_fails(runner: Runner, tmp_path: Path) -> None:

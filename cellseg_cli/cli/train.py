@@ -116,6 +116,8 @@ def train(
         overwrite=overwrite,
         emit=_reporter(quiet),
     )
+    if result.rank:
+        return int(ExitCode.DONE)
     if as_json:
         failed = [dataclasses.asdict(failure) for failure in result.failed]
         paths = {"best": str(result.best), "last": str(result.last)}

@@ -65,7 +65,10 @@ Emit = Callable[[Report | Failed], None]
 
 @dataclass(frozen=True)
 class Result:
-    """Where a finished run's models lie, and its best validation score."""
+    """Where a finished run's models lie, and its best validation score.
+
+    Of several processes only the one of rank 0 writes, reports and knows the score.
+    """
 
     best: Path
     last: Path
@@ -73,6 +76,7 @@ class Result:
     steps: int
     seconds: float
     device: str
+    rank: int = 0
     failed: tuple[Failed, ...] = ()
 
 
@@ -110,8 +114,9 @@ def train(
     fabric.launch()
     examples, failed = usable(split.train, settings)
     held, held_failed = usable(split.validation, settings)
-    for failure in (*failed, *held_failed):
-        emit(failure)
+    if fabric.global_rank == 0:
+        for failure in (*failed, *held_failed):
+            emit(failure)
     label_statistics = statistics(examples)
     torch.manual_seed(settings.seed)
     model = Embedder(architecture_of(settings))
@@ -175,7 +180,9 @@ class _Runner:
         self.settings, self.out = work.settings, work.out
         self.model, self.optimizer = fabric.setup(state.model, state.optimizer)
         self.draw = Draw.balanced(work.examples.sources, work.settings.balance)
-        self.metrics = Metrics(work.out / "metrics.csv", after_step=state.step)
+        self.metrics = (
+            Metrics(work.out / "metrics.csv", after_step=state.step) if self.leads else None
+        )
 
     @property
     def leads(self) -> bool:
@@ -193,12 +200,14 @@ class _Runner:
             state.step = step + 1
             state.seconds = before + time.perf_counter() - started
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value / REPORT_EVERY
+                sums[name] = sums.get(name, 0.0) + value
             crops += len(batch.field_ids)
             last = state.step == settings.steps
             if state.step % REPORT_EVERY == 0 or last:
                 rate = crops * self.fabric.world_size / (time.perf_counter() - since)
-                self._report(Report(state.step, settings.steps, sums, rate))
+                steps = crops / settings.batch_size
+                means = {name: value / steps for name, value in sums.items()}
+                self._report(Report(state.step, settings.steps, means, rate))
                 sums, since, crops = {}, time.perf_counter(), 0
             every = settings.validate_every
             if last or (every and state.step % every == 0):
@@ -214,6 +223,7 @@ class _Runner:
             steps=state.step,
             seconds=state.seconds,
             device=str(self.fabric.device),
+            rank=self.fabric.global_rank,
         )
 
     def _batches(self, first: int) -> Iterator[tuple[int, Batch]]:
@@ -261,7 +271,7 @@ class _Runner:
         return losses
 
     def _report(self, report: Report) -> None:
-        if self.leads:
+        if self.metrics is not None:
             self.metrics.write(report.step, dict(report.losses) | dict(report.score or {}))
             self.emit(report)
 

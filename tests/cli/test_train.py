@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,6 +14,7 @@ import pytest
 
 from cellseg_cli.cli.app import run
 from cellseg_cli.errors import ExitCode
+from cellseg_cli.networks.checkpoint import read_header
 
 TINY = [
     *("--steps", "2", "--batch-size", "1", "--encoder", "resnet10t", "--device", "cpu"),
@@ -86,3 +90,23 @@ def test_an_encoder_that_timm_does_not_know_ends_with_2(
     code = run([*arguments, "--encoder", "no_such_net"])
     assert code == ExitCode.USAGE
     assert "timm knows no encoder named 'no_such_net'" in capsys.readouterr().err
+
+
+def test_two_processes_train_one_model_and_one_of_them_speaks(
+    squares: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", str(squares), "--out", str(out), *TINY, "--devices", "2", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run(
+        [sys.executable, "-m", "cellseg_cli", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["rank"] == 0
+    assert read_header(out / "best.safetensors").training["devices"] == 2
+    rows = (out / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]].count(["2", "overlap"]) == 1
