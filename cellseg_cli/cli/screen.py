@@ -112,9 +112,10 @@ class _Drawing:
         if self._quiet:
             return
         summary = event.summary
+        record = f"; record: {event.record}" if event.record else ""
         _say(
             f"{summary.stage}: {summary.done} done, {summary.skipped} done before, "
-            f"{len(summary.failed)} failed in {summary.seconds:.1f} s; record: {event.record}"
+            f"{len(summary.failed)} failed in {summary.seconds:.1f} s{record}"
         )
 
 

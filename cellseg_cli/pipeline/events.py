@@ -100,10 +100,13 @@ class FieldFailed:
 
 @dataclass(frozen=True)
 class StageFinished:
-    """The end of a stage that was not interrupted; ``record`` is the path of the run record."""
+    """The end of a stage that was not interrupted.
+
+    ``record`` is the path of the run record, None for a stage that keeps none.
+    """
 
     summary: Summary
-    record: str
+    record: str | None = None
 
 
 Event: TypeAlias = StagePlanned | StageStarted | FieldDone | FieldFailed | StageFinished

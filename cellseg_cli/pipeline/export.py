@@ -21,7 +21,15 @@ from cellseg_cli.exports import FieldInfo, Written, coco, kaggle, label_tiff
 from cellseg_cli.exports.output import check_output_file, check_output_folder
 from cellseg_cli.images.discover import SUFFIXES
 from cellseg_cli.instances import Instances, instances_of_labels
-from cellseg_cli.pipeline.events import Emit, Failure, FieldDone, FieldFailed, StageStarted, Summary
+from cellseg_cli.pipeline.events import (
+    Emit,
+    Failure,
+    FieldDone,
+    FieldFailed,
+    StageFinished,
+    StageStarted,
+    Summary,
+)
 from cellseg_cli.runlength import Order
 from cellseg_cli.store import FieldRow, Store
 
@@ -85,7 +93,9 @@ def export_store(path: str | Path, export: Export, emit: Emit) -> Exported:
     first = next(fields, None)
     written = Written(0, 0) if first is None else _write(chain([first], fields), export)
     seconds = time.perf_counter() - began
-    return Exported(Summary("export", written.fields, 0, tuple(failed), seconds), written)
+    summary = Summary("export", written.fields, 0, tuple(failed), seconds)
+    emit(StageFinished(summary))
+    return Exported(summary, written)
 
 
 def _check(export: Export) -> None:
