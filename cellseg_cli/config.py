@@ -273,7 +273,7 @@ def _pairs(sets: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for text in sets:
         key, equals, value = text.partition("=")
-        if not equals:
+        if not equals or not key.strip():
             raise ConfigError(f"--set {text!r} is not of the form key=value")
         values[key.strip()] = _toml_value(value.strip())
     return values

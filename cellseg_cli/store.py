@@ -5,7 +5,7 @@ This is the only module that knows zarr and the names inside a store::
     emb.zarr/
       zarr.json                     root: format version, settings, the model's essentials
       fields.parquet                the plan: one row per field
-      .cellseg/                     run records, temporary files
+      .cellseg/                     run records, temporary files, why fields failed
       <field id>/
         zarr.json                   OME-Zarr 0.5 multiscales, axes c, y, x
         embedding                   (E, Y, X) float16, chunks (E, 256, 256) in one shard per 4096²
@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from cellseg_cli import durable
+from cellseg_cli import durable, ome
 from cellseg_cli.errors import OutputExistsError, StoreError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ SHARD_PX = 4096
 #: Names that a store keeps for itself; no component of a field id may be one of them.
 RESERVED = frozenset(
     {"embedding", "classes", "labels", "zarr.json", "fields.parquet", ".cellseg"}
-    | {"embed.done.json", "cluster.done.json"}
+    | {"embed.done.json", "cluster.done.json", "embed.failed.json", "cluster.failed.json"}
 )
 
 Stage: TypeAlias = Literal["embed", "cluster"]
@@ -62,7 +62,6 @@ Json: TypeAlias = Mapping[str, Any]
 
 _STAGES: tuple[Stage, ...] = ("embed", "cluster")
 _OWN = ".cellseg"
-_PLANE_AXES = ({"name": "y", "type": "space"}, {"name": "x", "type": "space"})
 # What says "this disk or folder cannot be written", whatever the field.
 _DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -152,8 +151,13 @@ class Store:
         _refuse_foreign(path)
         root = {"cellseg": {"format_version": FORMAT_VERSION, **attributes}}
         store = cls(path, root["cellseg"])
-        with _writing(path):
-            store._write_json("zarr.json", _group_document(root))
+        try:
+            with _writing(path):
+                store._write_json("zarr.json", ome.group_document(root))
+        except OSError as error:  # a file where a folder is needed, a name that is too long
+            raise StoreError(
+                f"{path} cannot be made: {error.strerror}; choose another output"
+            ) from error
         return store
 
     @classmethod
@@ -186,6 +190,9 @@ class Store:
                 f"{path} has store format {found}, this cellseg reads format {FORMAT_VERSION}; "
                 "use the cellseg that made it, or embed anew into another store"
             )
+        for name in ("embed", "model", "cluster"):  # what the stages keep there
+            if not isinstance(attributes.get(name, {}), dict):
+                raise StoreError(f"{path / 'zarr.json'} is damaged: {name} is no JSON object")
         return cls(path, attributes)
 
     def write_fields(self, rows: Iterable[FieldRow]) -> None:
@@ -215,7 +222,7 @@ class Store:
         names = [field.name for field in fields(FieldRow)]
         try:
             table = parquet.read_table(path, columns=names)
-            return tuple(FieldRow(**row) for row in table.to_pylist())
+            return _distinct(tuple(FieldRow(**row) for row in table.to_pylist()))
         except (pa.ArrowException, OSError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise StoreError(f"{path} is damaged ({reason}); run cellseg embed again") from error
@@ -230,6 +237,19 @@ class Store:
         mark = {"stage": stage, "fingerprint": fingerprint, **(details or {})}
         with _writing(self.path):
             self._write_json(f"{_checked(field_id)}/{stage}.done.json", mark)
+            (self.path / self._failure(field_id, stage)).unlink(missing_ok=True)
+
+    def note_failure(self, field_id: str, stage: Stage, reason: str) -> None:
+        """Keep why a stage of a field failed, for the stages after it, until it is done."""
+        with _writing(self.path):
+            self._write_json(self._failure(field_id, stage), {"reason": reason})
+
+    def failure(self, field_id: str, stage: Stage) -> str | None:
+        """Why a stage of a field failed when it was last tried; None if it did not fail."""
+        try:
+            return str(_read_json(self.path / self._failure(field_id, stage)).get("reason"))
+        except (FileNotFoundError, NotADirectoryError, StoreError):
+            return None
 
     def done_fingerprint(self, field_id: str, stage: Stage) -> str | None:
         """The fingerprint that the stage of a field was finished with; None if it is not."""
@@ -287,7 +307,9 @@ class Store:
         with _writing(self.path):
             self.clear(field_id, "embed")
             self._make_parents(field_id)
-            self._write_json(f"{field_id}/zarr.json", _group_document(_field_metadata(arrays)))
+            self._write_json(
+                f"{field_id}/zarr.json", ome.group_document(ome.field_metadata(arrays))
+            )
             for name, array in arrays.items():
                 self._write_array(f"{field_id}/{name}", array, ("c", "y", "x"))
 
@@ -314,8 +336,8 @@ class Store:
         with _writing(self.path):
             self.clear(field_id, "cluster")
             self._make_parents(f"{field_id}/labels")
-            for name, metadata in _label_metadata().items():
-                self._write_json(f"{field_id}/{name}/zarr.json", _group_document(metadata))
+            for name, metadata in ome.label_metadata().items():
+                self._write_json(f"{field_id}/{name}/zarr.json", ome.group_document(metadata))
             self._write_array(f"{field_id}/labels/cells/0", labels, ("y", "x"))
 
     def read_labels(self, field_id: str) -> np.ndarray:
@@ -339,6 +361,9 @@ class Store:
     def _group(self, field_id: str) -> Path:
         return self.path / _checked(field_id)
 
+    def _failure(self, field_id: str, stage: Stage) -> str:
+        return f"{_OWN}/failed/{_checked(field_id)}/{stage}.failed.json"
+
     def _require(self, field_id: str, stage: Stage) -> None:
         if not self.has(field_id, stage):
             what = {"embed": "embedded", "cluster": "clustered"}[stage]
@@ -351,7 +376,7 @@ class Store:
         for parent in reversed(PurePosixPath(name).parents[:-1]):
             if not (self.path / parent / "zarr.json").exists():
                 with self._temporary() as temporary:
-                    durable.write_json(temporary, _group_document({}))
+                    durable.write_json(temporary, ome.group_document({}))
                     durable.place_if_absent(temporary, self.path / parent / "zarr.json")
 
     def _write_array(self, name: str, array: np.ndarray, axes: tuple[str, ...]) -> None:
@@ -402,42 +427,19 @@ class Store:
         return durable.temporary_path(self.path / _OWN / "tmp")
 
 
-def _field_metadata(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The attributes of a field's group: one OME-Zarr multiscales entry per array."""
-    axes = [{"name": "c", "type": "channel"}, *_PLANE_AXES]
-    return {"ome": {"version": "0.5", "multiscales": [_multiscales(n, axes, n) for n in arrays]}}
-
-
-def _label_metadata() -> dict[str, dict[str, Any]]:
-    """The attributes of the groups ``labels`` and ``labels/cells`` of a field."""
-    cells = {
-        "multiscales": [_multiscales("cells", list(_PLANE_AXES), "0")],
-        "image-label": {"source": {"image": "../../"}},
-    }
-    return {
-        "labels": {"ome": {"version": "0.5", "labels": ["cells"]}},
-        "labels/cells": {"ome": {"version": "0.5", **cells}},
-    }
-
-
-def _multiscales(name: str, axes: list[dict[str, str]], path: str) -> dict[str, Any]:
-    """One scale level, one pixel per pixel: the size of a pixel in µm is not known here."""
-    scale = [{"type": "scale", "scale": [1.0] * len(axes)}]
-    datasets = [{"path": path, "coordinateTransformations": scale}]
-    return {"name": name, "axes": axes, "datasets": datasets}
-
-
-def _group_document(attributes: Json) -> dict[str, Any]:
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-
-
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
-    sizes = [(name, pa.int64()) for name in ("size_bytes", "mtime_ns")]
-    shape = [(name, pa.int64()) for name in ("height", "width", "channels")]
-    texts = [(name, pa.string()) for name in ("dtype", "error")]
-    return pa.schema([("id", pa.string()), ("source", pa.string()), *sizes, *shape, *texts])
+    numbers = {"size_bytes", "mtime_ns", "height", "width", "channels"}
+    names = [field.name for field in fields(FieldRow)]
+    return pa.schema([(name, pa.int64() if name in numbers else pa.string()) for name in names])
+
+
+def _distinct(rows: tuple[FieldRow, ...]) -> tuple[FieldRow, ...]:
+    """The rows; TypeError unless each has an id of its own and a source."""
+    if not all(row.id and row.source for row in rows) or len({r.id for r in rows}) < len(rows):
+        raise TypeError("a field has no id of its own, or no source")
+    return rows
 
 
 def _checked(field_id: str) -> str:
@@ -477,7 +479,7 @@ def _require_shards(array: zarr.Array[Any], path: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged: it is not JSON ({error})") from error
     if not isinstance(document, dict):
         raise StoreError(f"{path} is damaged: it holds no JSON object")

@@ -46,6 +46,12 @@ def guarded(command: Command) -> Command:
         except CellsegError as error:
             typer.echo(f"cellseg: {error}", err=True)
             raise typer.Exit(int(error.exit_code)) from error
+        except OSError as error:
+            # A full disk, a name too long, no permission: the file says more than a traceback.
+            if error.filename is None:
+                raise
+            typer.echo(f"cellseg: {error.filename}: {error.strerror}", err=True)
+            raise typer.Exit(int(ExitCode.NOTHING_DONE)) from error
         except KeyboardInterrupt as error:
             typer.echo("cellseg: interrupted; the same command resumes", err=True)
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from error

@@ -136,7 +136,7 @@ def _check(settings: Clustering) -> None:
             ("seed_level", settings.seed_level, 0, 1),
             ("min_area_px", settings.min_area_px, 1, 2**31 - 1),
         )
-        if value is None or not isfinite(value) or not low <= value <= high
+        if not _lies_within(value, low, high)
     ]
     faults += [
         f"{name} must be one of {', '.join(known)}; got {value!r}"
@@ -148,3 +148,8 @@ def _check(settings: Clustering) -> None:
     ]
     if faults:
         raise ConfigError("; ".join(faults))
+
+
+def _lies_within(value: object, low: int, high: int) -> bool:
+    """Return whether a value, of whatever type a file may give, is a number in the range."""
+    return isinstance(value, (int, float)) and isfinite(value) and low <= value <= high

@@ -73,7 +73,7 @@ def overlaps(prediction: Instances, truth: Instances) -> Overlaps:
     >>> found.truth.tolist(), found.intersection.tolist(), found.iou.tolist()
     ([0, 1], [2, 2], [0.4, 0.6666666666666666])
     """
-    _check_same_size(prediction.shape, truth.shape)
+    check_same_size(prediction.shape, truth.shape)
     true_runs, found_runs = _joined(truth), _joined(prediction)
     ends = [runs.sum(axis=1) for runs in (true_runs, found_runs)]
     bounds = np.unique(np.concatenate([true_runs[:, 0], found_runs[:, 0], *ends]))
@@ -99,7 +99,7 @@ def overlaps_of_labels(prediction: NDArray[np.integer], truth: NDArray[np.intege
     InputError
         If the two images differ in size, or one is no label image.
     """
-    _check_same_size(prediction.shape, truth.shape)
+    check_same_size(prediction.shape, truth.shape)
     # Dense ids first, in 64 bits: products of ids overflow the dtype of the files.
     true_ids = relabel_dense(truth).ravel().astype(np.int64)
     found_ids = relabel_dense(prediction).ravel().astype(np.int64)
@@ -198,7 +198,8 @@ def _cover(instances: Instances, runs: IntArray, bounds: IntArray) -> sparse.csr
     return sparse.csr_array((ones, segments, row_ends), shape=shape)
 
 
-def _check_same_size(prediction: tuple[int, ...], truth: tuple[int, ...]) -> None:
+def check_same_size(prediction: tuple[int, ...], truth: tuple[int, ...]) -> None:
+    """Raise InputError where the two sides of a comparison differ in size."""
     if tuple(prediction) != tuple(truth):
         raise InputError(
             f"the prediction is {'×'.join(map(str, prediction))} px, "

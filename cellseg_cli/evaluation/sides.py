@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from cellseg_cli.errors import InputError
+from cellseg_cli.evaluation.matching import check_same_size
 from cellseg_cli.images.annotations import Kind, open_annotations
 from cellseg_cli.instances import Instances, instances_of_labels
 from cellseg_cli.store import FieldRow, Store
@@ -72,14 +73,31 @@ def open_side(source: Path, order: Order = "auto") -> Kind:
 
 
 def read_pair(prediction: Kind, truth: Kind, field_id: str) -> tuple[Instances, Instances]:
-    """Return prediction and truth of one field that both have; sizes may still differ.
+    """Return prediction and truth of one field that both have.
+
+    The side that does not tell its size beforehand is read first, so that the
+    masks of a file are only made where the size that it tells is that of the
+    other side.
 
     Raises
     ------
     InputError
-        If one of the two cannot be read.
+        If one of the two cannot be read, or their sizes differ.
     """
-    shape = truth.shape(field_id) or prediction.shape(field_id)
+    shape, told = prediction.shape(field_id), truth.shape(field_id)
+    if shape is None and told is not None:
+        found = prediction.instances(field_id, told)
+        check_same_size(found.shape, told)
+        return found, truth.instances(field_id, told)
+    if told is None:
+        return _read_truth_first(prediction, truth, field_id)
+    assert shape is not None
+    check_same_size(shape, told)
+    return prediction.instances(field_id, shape), truth.instances(field_id, told)
+
+
+def _read_truth_first(prediction: Kind, truth: Kind, field_id: str) -> tuple[Instances, Instances]:
+    shape = prediction.shape(field_id)
     try:
         true = truth.instances(field_id, shape)
     except InputError:
@@ -89,7 +107,8 @@ def read_pair(prediction: Kind, truth: Kind, field_id: str) -> tuple[Instances, 
         # label image that was read has one.
         found = prediction.instances(field_id, None)
         return found, truth.instances(field_id, found.shape)
-    return prediction.instances(field_id, shape or true.shape), true
+    check_same_size(shape or true.shape, true.shape)
+    return prediction.instances(field_id, true.shape), true
 
 
 def read_truth(truth: Kind, field_id: str) -> Instances:

@@ -11,9 +11,12 @@ from cellseg_cli.errors import CellsegError, ConfigError, InputError, OutputExis
 
 
 def check_output_file(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder, and a file that is there unless it may be replaced."""
+    """Refuse a folder, a device, and a file that is there unless it may be replaced."""
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; this format is one file, give its name")
+    if out.exists() and not out.is_file():
+        # The file would take the place of the device itself, /dev/null for everybody.
+        raise ConfigError(f"{out} is a device or pipe, not a file; give the name of a file")
     if out.exists() and not overwrite:
         raise OutputExistsError(f"{out} exists; choose another output, or --overwrite")
 

@@ -48,6 +48,8 @@ def shape_of(height: object, width: object) -> tuple[int, int] | None:
     """Return (Y, X) in px, or None where the two are not the sides of an image."""
     if not isinstance(height, int) or not isinstance(width, int):
         return None
+    if isinstance(height, bool) or isinstance(width, bool):  # JSON's true is an int in Python
+        return None
     within = height >= 1 and width >= 1 and height * width <= MAX_PIXELS
     return (height, width) if within else None
 

@@ -75,14 +75,20 @@ class Annotations:
             For a field without truth, an annotation that cannot be decoded, and
             truth of another size than `shape`.
         """
-        instances = self.kind.instances(self._known(field_id), shape)
-        if shape is not None and instances.shape != tuple(shape):
-            raise InputError(
-                f"the truth of {field_id} in {self.source} is "
-                f"{instances.shape[0]}×{instances.shape[1]} px, "
-                f"but its image is {shape[0]}×{shape[1]} px"
-            )
+        # Where the source tells the size, a wrong one is refused before masks of it are made.
+        self._check_shape(field_id, self.shape(field_id), shape)
+        instances = self.kind.instances(field_id, shape)
+        self._check_shape(field_id, instances.shape, shape)
         return instances
+
+    def _check_shape(
+        self, field_id: str, found: tuple[int, int] | None, image: tuple[int, int] | None
+    ) -> None:
+        if found is not None and image is not None and found != tuple(image):
+            raise InputError(
+                f"the truth of {field_id} in {self.source} is {found[0]}×{found[1]} px, "
+                f"but its image is {image[0]}×{image[1]} px"
+            )
 
     def _known(self, field_id: str) -> str:
         if field_id not in self:

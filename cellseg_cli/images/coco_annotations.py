@@ -10,7 +10,7 @@ many objects that nobody separated) and those without a pixel inside the image
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from cellseg_cli.errors import InputError
+from cellseg_cli.errors import InputError, LimitError
 from cellseg_cli.images.annotation_files import check_size, field_id_of, raise_faults, shape_of
 from cellseg_cli.images.polygons import runs_of_polygon
 from cellseg_cli.instances import Instances
 from cellseg_cli.runlength import counts_of_coco_string, runs_of_coco_counts, union
+
+_LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class CocoFile:
         for mask in self.masks[field_id]:
             try:
                 found.append((mask, runs_of_segmentation(mask.segmentation, known)))
-            except InputError as error:
-                raise InputError(
+            except (InputError, LimitError) as error:
+                raise type(error)(
                     f"{self.source}, annotation {mask.number} ({field_id}): {error}"
                 ) from error
         found = [(mask, runs) for mask, runs in found if len(runs)]
@@ -214,7 +216,8 @@ def _mask(number: int, entry: Mapping[str, Any], categories: dict[int | str, str
         number,
         entry.get("segmentation"),
         categories.get(category) if isinstance(category, (int, str)) else None,
-        float(score) if isinstance(score, (int, float)) and abs(score) < math.inf else None,
+        # A whole number beyond the range of floats would overflow, so it is compared first.
+        float(score) if isinstance(score, (int, float)) and abs(score) <= _LARGEST else None,
     )
 
 

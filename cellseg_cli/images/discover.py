@@ -101,6 +101,8 @@ def find_fields(
     ``os.scandir`` tells files from folders without a further call for each.  Measured: 100 000
     files in 100 folders, 0.6 s of CPU time, 1.1 s for a glob that all of them match.
     """
+    if not str(source):
+        raise InputError("the source of images is empty; give a file, a folder, a glob or a list")
     path = Path(source)
     chosen = _Filter(tuple(include), tuple(exclude))
     if path.is_dir():

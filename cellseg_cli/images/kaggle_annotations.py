@@ -135,7 +135,11 @@ def _layout(source: Path, header: list[str]) -> tuple[str, str, Order]:
         if layout[0] in header and layout[1] in header:
             return layout
     known = " or ".join(f"{id_column},{text}" for id_column, text, _ in _LAYOUTS)
-    raise InputError(f"{source} is no Kaggle table: its columns are {header}, needed are {known}")
+    shown = [name[:24] for name in header[:8]]
+    rest = f" and {len(header) - 8} more" if len(header) > 8 else ""
+    raise InputError(
+        f"{source} is no Kaggle table: its columns are {shown}{rest}, needed are {known}"
+    )
 
 
 def _named(header: list[str], cells: list[str]) -> dict[str, str]:

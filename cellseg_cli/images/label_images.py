@@ -102,8 +102,9 @@ def _read_plane(path: Path) -> np.ndarray:
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
-        stored = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped, so that a header which promises more than the file holds takes no memory.
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise InputError(f"{path} cannot be read as NPY: {error}") from error
     if not isinstance(stored, np.ndarray):
         raise InputError(f"{path} is an archive of several arrays; a label image is one NPY array")
@@ -116,12 +117,12 @@ def _as_ids(stored: np.ndarray, path: Path) -> np.ndarray:
         raise InputError(f"{path} is no label image: its dtype is {stored.dtype}")
     if stored.dtype.kind == "f" and not np.array_equal(stored, np.trunc(stored)):
         raise InputError(f"{path} is no label image: it holds numbers that are not whole")
-    if stored.size and stored.min() < 0:
-        raise InputError(f"{path} is no label image: it holds the negative id {stored.min():.0f}")
-    if stored.size and stored.max() > _MAX_ID:
-        raise InputError(
-            f"{path} holds the id {stored.max():.0f}, the largest allowed is {_MAX_ID}"
-        )
+    # As Python's numbers: float16 cannot hold the largest id to compare with.
+    low, high = (stored.min().item(), stored.max().item()) if stored.size else (0, 0)
+    if low < 0:
+        raise InputError(f"{path} is no label image: it holds the negative id {low:.0f}")
+    if high > _MAX_ID:
+        raise InputError(f"{path} holds the id {high:.0f}, the largest allowed is {_MAX_ID}")
     return stored.astype(np.uint32)
 
 

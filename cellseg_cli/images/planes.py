@@ -41,8 +41,8 @@ class Planes:
     t: int | None = None
 
     def __post_init__(self) -> None:
-        if self.z is not None and self.z not in ("max", "mid") and not self.z.isdecimal():
-            raise ConfigError(f"--z must be max, mid or a number from 0, got '{self.z}'")
+        if self.z is not None and self.z not in ("max", "mid") and not _is_index(self.z):
+            raise ConfigError(f"--z must be max, mid or a number from 0, got '{self.z[:24]}'")
         if self.t is not None and self.t < 0:
             raise ConfigError(f"--t must be a number from 0, got {self.t}")
         if self.channel is not None and (not self.channel or min(self.channel) < 0):
@@ -201,6 +201,11 @@ def _named(layout: Layout, planes: Planes) -> Layout:
     # An axis of that name and length 1 would now be there twice; its own name goes.
     axes = layout.axes.replace(role, "_").replace(unnamed[0], role)
     return Layout(axes, layout.shape, layout.dtype, layout.alpha)
+
+
+def _is_index(text: str) -> bool:
+    """Return whether the text is a number that an index can be; int() refuses 4301 digits."""
+    return text.isdecimal() and len(text) <= 9
 
 
 def _z_indices(z: str | None, size: int) -> tuple[int, ...]:

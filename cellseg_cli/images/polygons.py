@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from cellseg_cli.errors import InputError
+from cellseg_cli.errors import InputError, LimitError
 from cellseg_cli.runlength import runs_of_coco_counts
 
 _PER_PIXEL = 5
+#: Points of one outline, about ten int64 each; 3 million px of outline, where the largest
+#: image that is a square has 185 000 px around it.
+MAX_OUTLINE_POINTS = 1 << 24
 
 
 def runs_of_polygon(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -33,6 +36,8 @@ def runs_of_polygon(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     InputError
         For fewer than three corners, corners that are not finite, and corners
         farther outside of the image than the image is large.
+    LimitError
+        For an outline longer than :data:`MAX_OUTLINE_POINTS`.
     """
     height, width = shape
     if len(corners) < 3:
@@ -42,6 +47,12 @@ def runs_of_polygon(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     if strange.any():
         x, y = corners[strange][0]
         raise InputError(f"the polygon corner x={x:g}, y={y:g} is outside of {height}×{width} px")
+    sides = np.abs(np.roll(corners, -1, axis=0) - corners).max(axis=1)
+    if (length := float(sides.sum())) * _PER_PIXEL > MAX_OUTLINE_POINTS:
+        raise LimitError(
+            f"the polygon has an outline of {length:.0f} px, "
+            f"the limit is {MAX_OUTLINE_POINTS // _PER_PIXEL} (MAX_OUTLINE_POINTS)"
+        )
     crossings = _crossings(*_outline(corners), shape)
     return runs_of_coco_counts(_counts(crossings, height * width), shape)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +149,10 @@ def load_model(path: Path) -> tuple[Embedder, ModelHeader]:
         floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
         model.load_state_dict(floats)
     except (SafetensorError, RuntimeError, ConfigError) as error:
-        raise CheckpointError(f"the weights in {path} do not fit its header: {error}") from error
+        # torch lists every tensor on a line of its own; the first few say enough
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= 300 else f"{reason[:300]} ..."
+        raise CheckpointError(f"the weights in {path} do not fit its header: {reason}") from error
     if broken := [name for name, tensor in floats.items() if not torch.isfinite(tensor).all()]:
         raise CheckpointError(f"{path} holds weights that are not finite, such as {broken[0]}")
     return model.eval(), header
@@ -194,7 +198,7 @@ def _header_json(path: Path) -> dict[str, Any]:
             content = json.loads(outer["__metadata__"]["cellseg"])
     except OSError as error:
         raise CheckpointError(f"cannot read the model {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
@@ -210,8 +214,23 @@ def _header(path: Path, content: dict[str, Any]) -> ModelHeader:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(ModelHeader).validate_python(content)
+        header = TypeAdapter(ModelHeader).validate_python(content)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
         raise CheckpointError(f"{path} has a damaged header: {where}: {fault['msg']}") from error
+    if not 0 <= header.low_percentile < header.high_percentile <= 100:
+        raise CheckpointError(
+            f"{path} has a damaged header: percentiles {header.low_percentile:g} and "
+            f"{header.high_percentile:g} do not satisfy 0 <= low < high <= 100"
+        )
+    strange = [
+        name
+        for name, value in header.cluster.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if strange:
+        raise CheckpointError(
+            f"{path} has a damaged header: cluster.{strange[0]} is {header.cluster[strange[0]]}"
+        )
+    return header

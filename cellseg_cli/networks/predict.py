@@ -51,6 +51,17 @@ class Embedding:
     classes: NDArray[np.uint8] | None
 
 
+def check_tiling(stride: int, tile_px: int, halo_px: int, batch_size: int) -> None:
+    """Raise ConfigError unless tiles and halos are multiples of the stride and leave a core."""
+    if tile_px % stride or halo_px % stride or tile_px <= 2 * halo_px or halo_px < 0:
+        raise ConfigError(
+            f"tile_px={tile_px} and halo_px={halo_px} must be multiples of {stride} "
+            "with tile_px > 2 × halo_px ≥ 0"
+        )
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} must be at least 1")
+
+
 class Predictor:
     """A network on its device.
 
@@ -82,14 +93,7 @@ class Predictor:
         batch_size: int = 8,
         model_fingerprint: str = "",
     ) -> None:
-        stride = header.architecture.stride
-        if tile_px % stride or halo_px % stride or tile_px <= 2 * halo_px or halo_px < 0:
-            raise ConfigError(
-                f"tile_px={tile_px} and halo_px={halo_px} must be multiples of {stride} "
-                "with tile_px > 2 × halo_px ≥ 0"
-            )
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size} must be at least 1")
+        check_tiling(header.architecture.stride, tile_px, halo_px, batch_size)
         self._target = resolve_device(device)
         self._bf16 = computes_bf16(self._target)
         self._model = model.eval().to(self._target).to(memory_format=torch.channels_last)

@@ -20,7 +20,7 @@ from cellseg_cli.images.decode import Planes, read_image
 from cellseg_cli.images.discover import find_fields
 from cellseg_cli.images.normalise import apply, check_usable, fit_channels, measure
 from cellseg_cli.networks.checkpoint import ModelHeader, find_model, fingerprint, read_header
-from cellseg_cli.networks.predict import Predictor
+from cellseg_cli.networks.predict import Predictor, check_tiling
 from cellseg_cli.pipeline.events import Emit, Summary
 from cellseg_cli.pipeline.plan import of_part, plan_embedding, survey
 from cellseg_cli.pipeline.record import Record
@@ -126,6 +126,8 @@ def _embed_field(row: FieldRow, mark: str, store: Store, stop: Stop, model: _Mod
 def _request(source: str | Path, settings: EmbedSettings) -> _Request:
     path = find_model(settings.model)
     header = read_header(path)
+    stride = header.architecture.stride
+    check_tiling(stride, settings.tile_px, settings.halo_px, settings.batch_size)
     identity = {
         "model": fingerprint(path),
         "channel": None if settings.channel is None else list(settings.channel),

@@ -176,6 +176,9 @@ def check_free(path: Path, overwrite: bool) -> None:
     """
     if path.is_dir():
         raise OutputExistsError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        # The table would take the place of the device itself.
+        raise OutputExistsError(f"{path} is a device or pipe; give the name of a file")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists; choose another file, or --overwrite")
 

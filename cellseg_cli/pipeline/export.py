@@ -84,6 +84,7 @@ def export_store(path: str | Path, export: Export, emit: Emit) -> Exported:
     began = time.perf_counter()
     _check(export)
     store = Store.open(path)
+    _refuse_inside(store, export.out)
     rows = store.fields()
     if not rows:
         raise StoreError(f"{store.path} lists no fields: run cellseg embed first")
@@ -103,6 +104,13 @@ def _check(export: Export) -> None:
         raise ConfigError(f"an order is for the format kaggle only, not for {export.format}")
     check = check_output_folder if export.format == "label-tiff" else check_output_file
     check(export.out, overwrite=export.overwrite)
+
+
+def _refuse_inside(store: Store, out: Path) -> None:
+    """Raise ConfigError for an output that would replace files of the store itself."""
+    inner, outer = out.resolve(), store.path.resolve()
+    if outer in (inner, *inner.parents):
+        raise ConfigError(f"{out} is inside the store {store.path}; choose another output")
 
 
 def _write(fields: Iterable[tuple[FieldInfo, Instances]], export: Export) -> Written:
@@ -136,6 +144,8 @@ def _labels(store: Store, row: FieldRow) -> np.ndarray:
     if row.error is not None:
         raise StoreError(row.error)
     if not store.has(row.id, "cluster"):
+        if known := store.failure(row.id, "embed") or store.failure(row.id, "cluster"):
+            raise StoreError(known)
         raise StoreError(f"its label image is not finished: run cellseg cluster {store.path}")
     return store.read_labels(row.id)
 

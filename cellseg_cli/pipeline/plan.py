@@ -109,7 +109,8 @@ def plan_clustering(
     for row in rows:
         embedded = store.done_fingerprint(row.id, "embed")
         if embedded is None:
-            reason = f"not embedded: {row.error}" if row.error else "not embedded"
+            known = row.error or store.failure(row.id, "embed")
+            reason = f"not embedded: {known}" if known else "not embedded"
             unusable.append(Failure(row.id, reason))
         else:
             wanted.append((row, fingerprint({"embedding": embedded, "settings": settings})))

@@ -52,7 +52,7 @@ def run_stage(store: Store, plan: Plan, record: Record, work: Work, emit: Emit) 
     """
     try:
         _start(store, plan, record, emit)
-        run_fields(plan.to_do, work, record.workers, lambda one: _tell(one, record, emit))
+        run_fields(plan.to_do, work, record.workers, lambda one: _tell(one, store, record, emit))
     except BaseException as error:
         with contextlib.suppress(StoreWriteError):  # the error on its way says more
             record.write(store, ended=_how(error))
@@ -79,9 +79,11 @@ def _start(store: Store, plan: Plan, record: Record, emit: Emit) -> None:
         store.clear(field_id, record.stage)
 
 
-def _tell(outcome: Outcome, record: Record, emit: Emit) -> None:
+def _tell(outcome: Outcome, store: Store, record: Record, emit: Emit) -> None:
     record.outcomes.append(outcome)
     if outcome.failure:
+        with contextlib.suppress(StoreWriteError):  # the next write of a field ends the run
+            store.note_failure(outcome.field_id, record.stage, outcome.failure.reason)
         emit(FieldFailed(record.stage, outcome.failure))
     elif outcome.produced:
         made = outcome.produced

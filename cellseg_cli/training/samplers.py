@@ -85,10 +85,11 @@ def instance_windows(
 ) -> Windows:
     """Return windows over at most ``instances_per_crop`` instances of each crop.
 
-    A window is a square grid of ``grid_points`` × ``grid_points`` points centred
-    on the instance's box.  Its spacing is a whole number of pixels, 1 for small
-    cells and as many as needed for the grid to hold box and reach of a large
-    one; so no cell is cut by its window, and all windows cost the same.
+    A window is a grid of ``grid_points`` × ``grid_points`` points centred on the
+    instance's box.  Its spacing along each axis is a whole number of pixels, 1
+    for small cells and as many as needed for the grid to hold box and reach of
+    a large one; so no cell is cut by its window, a long thin one is not missed
+    between its points, and all windows cost the same.
 
     Parameters
     ----------
@@ -103,13 +104,14 @@ def instance_windows(
         chosen.append(np.insert(boxes[rows], 0, index, axis=1))
     table = np.concatenate(chosen)
     crop, instance, y0, x0, y1, x1 = table.T
-    y = _axis(y0, y1, np.maximum(y1 - y0, x1 - x0), settings.grid_points, rng)
-    x = _axis(x0, x1, np.maximum(y1 - y0, x1 - x0), settings.grid_points, rng)
+    y = _axis(y0, y1, settings.grid_points, rng)
+    x = _axis(x0, x1, settings.grid_points, rng)
     return _windows(labels, crop, instance, y, x)
 
 
-def _axis(low: Pixels, high: Pixels, side: Pixels, points: int, rng: np.random.Generator) -> Pixels:
+def _axis(low: Pixels, high: Pixels, points: int, rng: np.random.Generator) -> Pixels:
     """Return the (K, points) coordinates of each window along one axis."""
+    side = high - low
     reach = np.maximum(WINDOW_REACH_PX, np.ceil(side * WINDOW_REACH)).astype(np.int64)
     spacing = np.maximum(1, -((side + 2 * reach) // -points))
     shift = rng.integers(0, spacing) if spacing.size else spacing
