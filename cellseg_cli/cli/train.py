@@ -126,6 +126,8 @@ def train(
         scored = "mean_ap" in result.score
         verdict = _scores(result.score) if scored else "no held-out data to score it on"
         typer.echo(f"{result.best}: {verdict}")
+        if result.tuned:
+            typer.echo(f"clustering settings chosen on the held-out data: {_scores(result.tuned)}")
     return int(ExitCode.SOME_FAILED if result.failed else ExitCode.DONE)
 
 

@@ -86,7 +86,8 @@ def settings_for(store: Store, settings: ClusterSettings) -> tuple[str, Clusteri
     ConfigError
         As :func:`cellseg_cli.clustering.resolve`.
     """
-    kind = store.attributes.get("model", {}).get("kind")
+    model = store.attributes.get("model", {})
+    kind = model.get("kind")
     if kind is None:
         raise StoreError(f"{store.path} does not say what kind its embeddings are; embed anew")
     given = {key: value for key, value in asdict(settings).items() if value is not None}
@@ -101,7 +102,7 @@ def settings_for(store: Store, settings: ClusterSettings) -> tuple[str, Clusteri
         given["method"] = tuned_method
     if given["method"] == tuned_method:
         given = {**tuned, **given}
-    return kind, resolve(Clustering(**given), kind)
+    return kind, resolve(Clustering(**given), kind, with_classes=bool(model.get("classes")))
 
 
 def _cluster_field(

@@ -144,6 +144,7 @@ def _request(source: str | Path, settings: EmbedSettings) -> _Request:
             "name": header.name,
             "kind": header.kind,
             "channels": list(header.channels),
+            "classes": header.architecture.classes_head,
             "low_percentile": header.low_percentile,
             "high_percentile": header.high_percentile,
         },

@@ -138,9 +138,11 @@ def _compared(
 
 
 def _row(field: Field, planes: Planes) -> FieldRow:
-    source = str(field.path.absolute())
+    # Absolute in messages too: the store keeps them, and later stages run from elsewhere.
+    path = field.path.absolute()
+    source = str(path)
     try:
-        header = read_header(field.path, planes)
+        header = read_header(path, planes)
     except (InputError, LimitError) as error:
         return FieldRow(field.id, source, error=str(error))
     height, width = header.shape

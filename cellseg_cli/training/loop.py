@@ -37,6 +37,7 @@ from cellseg_cli.training.state import (
     save_state,
     update_average,
 )
+from cellseg_cli.training.tune import tune
 from cellseg_cli.training.validate import statistics, validate
 
 #: Batches prepared ahead of the step that needs them.
@@ -67,12 +68,15 @@ Emit = Callable[[Report | Failed], None]
 class Result:
     """Where a finished run's models lie, and its best validation score.
 
-    Of several processes only the one of rank 0 writes, reports and knows the score.
+    ``score`` is reached with the method's default settings; ``tuned`` holds the
+    settings that the best model carries and what they reach.  Of several
+    processes only the one of rank 0 writes, reports and knows the score.
     """
 
     best: Path
     last: Path
     score: Mapping[str, Any]
+    tuned: Mapping[str, Any]
     steps: int
     seconds: float
     device: str
@@ -191,7 +195,7 @@ class _Runner:
 
     def run(self) -> Result:
         """Do the steps that are left and return where the models lie."""
-        state, settings = self.state, self.settings
+        state, settings, device = self.state, self.settings, str(self.fabric.device)
         started, since, crops = time.perf_counter(), time.perf_counter(), 0
         before = state.seconds
         sums: dict[str, float] = {}
@@ -215,14 +219,16 @@ class _Runner:
                 since = time.perf_counter()
             if self.leads and (last or state.step % SAVE_EVERY == 0):
                 save_state(self.out / "state.safetensors", state)
+        tuned = tune(self.out / "best.safetensors", self.work.held, device) if self.leads else {}
         self.fabric.barrier()
         return Result(
             best=self.out / "best.safetensors",
             last=self.out / "last.safetensors",
             score=state.best,
+            tuned=tuned,
             steps=state.step,
             seconds=state.seconds,
-            device=str(self.fabric.device),
+            device=device,
             rank=self.fabric.global_rank,
         )
 
