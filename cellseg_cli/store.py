@@ -156,7 +156,7 @@ class Store:
                 store._write_json("zarr.json", ome.group_document(root))
         except OSError as error:  # a file where a folder is needed, a name that is too long
             raise StoreError(
-                f"{path} cannot be made: {error.strerror}; choose another output"
+                f"{path} cannot be made: {error.strerror}; choose another path"
             ) from error
         return store
 

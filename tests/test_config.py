@@ -74,10 +74,11 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_set_without_a_value_is_refused() -> None:
+@pytest.mark.parametrize("text", ["tile_px", "=7", ""])
+def test_a_set_without_key_or_value_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as error:
-        settings_from(EmbedSettings, sets=["tile_px"])
-    assert str(error.value) == "--set 'tile_px' is not of the form key=value"
+        settings_from(EmbedSettings, sets=[text])
+    assert str(error.value) == f"--set {text!r} is not of the form key=value"
 
 
 @pytest.mark.parametrize("part", ["0/4", "5/4", "1/0"])

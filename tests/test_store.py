@@ -338,3 +338,56 @@ def test_nothing_temporary_stays(store: Store) -> None:
     embedded(store, "a/b")
     store.write_fields([FieldRow("a/b", "/b.png")])
     assert list((store.path / ".cellseg/tmp").iterdir()) == []
+
+
+# ------------------------------------------------------------------ failures and edited stores
+
+
+def test_a_failure_is_kept_until_the_stage_is_done(store: Store) -> None:
+    store.note_failure("a/b", "embed", "truncated")
+    assert (store.failure("a/b", "embed"), store.failure("a/b", "cluster")) == ("truncated", None)
+    assert store.failure("a", "embed") is None
+    assert not store.has("a/b", "embed")
+    embedded(store, "a/b")
+    assert store.failure("a/b", "embed") is None
+
+
+@pytest.mark.parametrize("name", ["embed", "model", "cluster"])
+def test_attributes_that_are_no_tables(tmp_path: Path, name: str) -> None:
+    store = Store.create(tmp_path / "s.zarr", {name: [1]})
+    with pytest.raises(StoreError) as caught:
+        Store.open(store.path)
+    assert str(caught.value) == f"{store.path / 'zarr.json'} is damaged: {name} is no JSON object"
+
+
+def test_a_root_nested_too_deeply(store: Store) -> None:
+    (store.path / "zarr.json").write_text("[" * 100_000)
+    with pytest.raises(StoreError, match=r"zarr\.json is damaged: it is not JSON \(maximum recurs"):
+        Store.open(store.path)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [FieldRow("a", "a.png"), FieldRow("a", "b.png")],
+        [FieldRow(None, "a.png")],  # type: ignore[arg-type]
+        [FieldRow("a", None)],  # type: ignore[arg-type]
+    ],
+)
+def test_rows_that_are_no_fields(store: Store, rows: list[FieldRow]) -> None:
+    store.write_fields(rows)
+    with pytest.raises(StoreError) as caught:
+        store.fields()
+    assert str(caught.value) == (
+        f"{store.path / 'fields.parquet'} is damaged (a field has no id of its own, or no source); "
+        "run cellseg embed again"
+    )
+
+
+def test_a_place_where_no_store_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError) as caught:
+        Store.create(tmp_path / "file/s.zarr", {})
+    assert str(caught.value) == (
+        f"{tmp_path / 'file/s.zarr'} cannot be made: Not a directory; choose another path"
+    )

@@ -144,18 +144,38 @@ def load_model(path: Path) -> tuple[Embedder, ModelHeader]:
 
     header = read_header(path)
     try:
+        _refuse_other_shapes(path, header.architecture)
         model = Embedder(header.architecture)
         tensors = load_file(path)
         floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
         model.load_state_dict(floats)
     except (SafetensorError, RuntimeError, ConfigError) as error:
-        # torch lists every tensor on a line of its own; the first few say enough
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) <= 300 else f"{reason[:300]} ..."
-        raise CheckpointError(f"the weights in {path} do not fit its header: {reason}") from error
+        raise CheckpointError(f"the weights in {path} do not fit its header: {error}") from error
     if broken := [name for name, tensor in floats.items() if not torch.isfinite(tensor).all()]:
         raise CheckpointError(f"{path} holds weights that are not finite, such as {broken[0]}")
     return model.eval(), header
+
+
+def _refuse_other_shapes(path: Path, architecture: Architecture) -> None:
+    """Raise RuntimeError where names or shapes differ, before memory is taken for a network.
+
+    A small file could name an encoder of gigabytes; on torch's ``meta`` device
+    that network has shapes but no numbers.
+    """
+    from safetensors import safe_open
+
+    with torch.device("meta"):
+        expected = {n: list(t.shape) for n, t in Embedder(architecture).state_dict().items()}
+    with safe_open(path, framework="pt") as file:
+        there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    if differing := sorted(
+        name for name in expected.keys() | there.keys() if expected.get(name) != there.get(name)
+    ):
+        name = differing[0]
+        raise RuntimeError(
+            f"{len(differing)} tensors differ, such as {name}: "
+            f"{there.get(name, 'missing')} in the file, {expected.get(name, 'none')} needed"
+        )
 
 
 def find_model(name: str | Path) -> Path:

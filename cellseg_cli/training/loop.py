@@ -27,6 +27,7 @@ from cellseg_cli.networks.checkpoint import ModelHeader, save_model
 from cellseg_cli.networks.devices import computes_bf16, resolve_device
 from cellseg_cli.training.crops import Batch, draw_batch
 from cellseg_cli.training.data import Draw, Examples, Failed, Split, usable
+from cellseg_cli.training.limits import check_settings
 from cellseg_cli.training.metrics import Metrics
 from cellseg_cli.training.objective import OBJECTIVES
 from cellseg_cli.training.state import (
@@ -111,9 +112,12 @@ def train(
     ------
     OutputExistsError
         `out` holds a run with other settings and `overwrite` is not set.
+    ConfigError
+        Settings out of range.
     TrainingError
         The loss is not finite; the message names the fields of the batch.
     """
+    check_settings(settings)
     fabric = _fabric(settings)
     fabric.launch()
     examples, failed = usable(split.train, settings)

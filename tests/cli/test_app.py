@@ -70,6 +70,7 @@ def test_an_unknown_setting_is_a_usage_error(
     [
         (InputError("no image"), 3, "cellseg: no image\n"),
         (ConfigError("bad flag"), 2, "cellseg: bad flag\n"),
+        (OSError(28, "No space left", "run/m"), 3, "cellseg: run/m: No space left\n"),
         (KeyboardInterrupt(), 130, "cellseg: interrupted; the same command resumes\n"),
     ],
 )

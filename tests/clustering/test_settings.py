@@ -57,6 +57,12 @@ def test_with_classes_the_foreground_of_grid_is_a_probability() -> None:
             "min_area_px must be from 1 to 2147483647; got 0; "
             "size must be one of 160x128, half, full; got 'quarter'",
         ),
+        (
+            # A model's file may hold anything.
+            Clustering(foreground="much", seed_level=[1]),  # type: ignore[arg-type]
+            "spatial",
+            "foreground must be from 0 to 2; got much; seed_level must be from 0 to 1; got [1]",
+        ),
     ],
 )
 def test_faults_are_told_whole(settings: Clustering, kind: str, message: str) -> None:

@@ -93,3 +93,19 @@ def test_a_table_with_sizes_is_read_as_it_is(tmp_path: Path) -> None:
     true = read_truth(table, "a")
     assert [one.tolist() for one in true.runs] == [[[0, 2]], [[1, 3]]]
     assert table.cell_type("a") == "cort"
+
+
+@pytest.mark.parametrize("other", ["store", "labels"])
+def test_a_size_that_differs_is_told_before_masks_are_made(tmp_path: Path, other: str) -> None:
+    """The run-length text is none, and would be refused if it were read."""
+    (tmp_path / "t.csv").write_text("id,annotation,width,height\na,none,40000,50000\n")
+    table = open_side(tmp_path / "t.csv")
+    make = make_store if other == "store" else make_labels
+    known = open_side(make(tmp_path / "o", {"a": LABELS}))
+    for prediction, truth, sizes in (
+        (known, table, ("2×3", "50000×40000")),
+        (table, known, ("50000×40000", "2×3")),
+    ):
+        with pytest.raises(InputError) as error:
+            read_pair(prediction, truth, "a")
+        assert str(error.value) == f"the prediction is {sizes[0]} px, the truth is {sizes[1]} px"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import struct
 from pathlib import Path
 
 import cv2
@@ -145,7 +146,7 @@ def test_npy_files_are_never_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with refused(
-        f"{path} cannot be read as NPY: Object arrays cannot be loaded when allow_pickle=False"
+        f"{path} cannot be read as NPY: Array can't be memory-mapped: Python objects in dtype."
     ):
         read_label_image(path)
 
@@ -369,3 +370,28 @@ def test_dsb_labels_can_be_read(real_data: Path) -> None:
     annotations = open_annotations(real_data / "dsb2018" / "val" / "labels")
     assert len(annotations.field_ids) == 65
     assert len(annotations.read("003cee89357d9fe1", (256, 256))) == 36
+
+
+def test_an_npy_header_that_promises_more_than_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    for shape in ("(1000000, 1000000)", "(99999999999999999999, 5)", "(-1, 5)"):
+        header = f"{{'descr': '<u4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+        path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + header.encode() + b"1234")
+        with pytest.raises(InputError, match=f"^{re.escape(str(path))} cannot be read as NPY: "):
+            read_label_image(path)
+
+
+def test_half_precision_labels(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", LABELS.astype(np.float16))
+    assert np.array_equal(read_label_image(tmp_path / "a.npy"), LABELS)
+
+
+def test_a_header_of_very_many_columns_is_not_printed_whole(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(",".join(f"c{number}" for number in range(1000)) + "\n")
+    with refused(
+        f"{table} is no Kaggle table: its columns are "
+        "['c0', 'c1', 'c2', 'c3', 'c4', 'c5', 'c6', 'c7'] and 992 more, "
+        "needed are id,annotation or id,predicted or ImageId,EncodedPixels"
+    ):
+        open_annotations(table)

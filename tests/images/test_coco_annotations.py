@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.draw import polygon
 
-from cellseg_cli.errors import InputError
+from cellseg_cli.errors import InputError, LimitError
 from cellseg_cli.images.annotations import Annotations, open_annotations
 from cellseg_cli.images.coco_annotations import runs_of_segmentation
 from cellseg_cli.images.polygons import runs_of_polygon
@@ -302,3 +302,35 @@ def test_livecell_polygons_hold_the_pixel_centres_inside(real_data: Path) -> Non
         different += int(np.sum(paint(runs, inside.shape) != inside))
         total += int(inside.sum())
     assert different < 0.02 * total
+
+
+@pytest.mark.parametrize(("height", "width"), [(True, True), (3, 10**9), (3.0, 4)])
+def test_what_is_no_size(tmp_path: Path, height: object, width: object) -> None:
+    with refused(f"{tmp_path / 'c.json'}: image 1: height {height!r}, width {width!r} are no size"):
+        coco(tmp_path, [image(height=height, width=width)], [])
+
+
+def test_a_score_beyond_all_floats_is_none(tmp_path: Path) -> None:
+    annotations = coco(tmp_path, [image()], [annotation(score=10**400)])
+    assert annotations.read("p/1").scores is None
+
+
+def test_an_outline_of_any_length_is_not_drawn(tmp_path: Path) -> None:
+    far = 2**31 - 1
+    annotations = coco(
+        tmp_path,
+        [image(width=far, height=1)],
+        [annotation([[0, 0, far, 0, far, 1, 0, 1]])],
+    )
+    with pytest.raises(LimitError) as caught:
+        annotations.read("p/1")
+    assert str(caught.value) == (
+        f"{tmp_path / 'c.json'}, annotation 1 (p/1): the polygon has an outline of "
+        "4294967296 px, the limit is 3355443 (MAX_OUTLINE_POINTS)"
+    )
+
+
+def test_a_wrong_size_is_told_before_masks_are_made(tmp_path: Path) -> None:
+    annotations = coco(tmp_path, [image()], [annotation("no mask")])
+    with refused(f"the truth of p/1 in {tmp_path / 'c.json'} is 3×4 px, but its image is 5×5 px"):
+        annotations.read("p/1", (5, 5))

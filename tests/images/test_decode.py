@@ -538,6 +538,7 @@ def test_choices_that_a_plain_image_answers(tmp_path: Path) -> None:
     [
         ({"z": "mean"}, "--z must be max, mid or a number from 0, got 'mean'"),
         ({"z": "-1"}, "--z must be max, mid or a number from 0, got '-1'"),
+        ({"z": "9" * 5000}, f"--z must be max, mid or a number from 0, got '{'9' * 24}'"),
         ({"t": -1}, "--t must be a number from 0, got -1"),
         ({"channel": (0, -1)}, "--channel must be one or more numbers from 0, got '0,-1'"),
         ({"channel": ()}, "--channel must be one or more numbers from 0, got ''"),

@@ -264,3 +264,7 @@ def test_real_plates_are_found_whole(real_data: Path) -> None:
     thumbs = find_fields(real_data / "plates", include=["*_thumb*"])
     assert {field.path for field in thumbs} == {p for p in on_disk if "_thumb" in p.name}
     assert "odd_tiffs/ometypes_ome" in {field.id for field in plates}
+
+
+def test_an_empty_source_is_not_the_working_folder() -> None:
+    assert message("") == ("the source of images is empty; give a file, a folder, a glob or a list")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import struct
 from pathlib import Path
 
@@ -161,3 +162,50 @@ def test_fingerprint_is_the_files_sha256(tmp_path: Path) -> None:
     assert fingerprint(tmp_path / "abc") == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"low_percentile": 99.0, "high_percentile": 1.0},
+            "percentiles 99 and 1 do not satisfy 0 <= low < high <= 100",
+        ),
+        (
+            {"low_percentile": float("nan")},
+            "percentiles nan and 99.8 do not satisfy 0 <= low < high <= 100",
+        ),
+        ({"cluster": {"foreground": float("inf")}}, "cluster.foreground is inf"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with(
+    saved: tuple[Path, Embedder], change: dict[str, object], reason: str
+) -> None:
+    path, _ = saved
+    rewrite_header(path, change)
+    with pytest.raises(CheckpointError) as error:
+        read_header(path)
+    assert str(error.value) == f"{path} has a damaged header: {reason}"
+
+
+def test_what_does_not_fit_is_told_in_one_line(saved: tuple[Path, Embedder]) -> None:
+    path, _ = saved
+    other = {"encoder": "resnet10t", "decoder_channels": 8}
+    rewrite_header(path, {"architecture": other})
+    with pytest.raises(CheckpointError) as error:
+        load_model(path)
+    assert str(error.value).startswith(f"the weights in {path} do not fit its header: 47 tensors ")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < len(str(path)) + 400
+
+
+def test_a_small_file_that_names_a_giant_encoder_takes_no_memory(
+    saved: tuple[Path, Embedder],
+) -> None:
+    path, _ = saved
+    rewrite_header(path, {"architecture": {"encoder": "resnetv2_152x4_bit", "decoder_channels": 4}})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="tensors differ, such as"):
+        load_model(path)
+    # its weights alone would take 2.7 GB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000

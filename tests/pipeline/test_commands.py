@@ -65,6 +65,7 @@ def test_both_stages_and_their_json(
         (["--set", "colour=red"], "unknown setting colour; known: batch_size, channel, device"),
         (["--model", "absent"], "no model 'absent': neither a file nor one of the bundled models"),
         (["--device", "tpu"], "--device 'tpu' is none of auto, cpu, cuda, cuda:I"),
+        (["--set", "tile_px=0", "--dry-run"], "tile_px=0 and halo_px=64 must be multiples of 4"),
         (["--tile", "100"], "tile_px=100 and halo_px=64 must be multiples of 4"),
     ],
 )

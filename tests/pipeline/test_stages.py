@@ -138,7 +138,7 @@ def test_bad_files_fail_alone(plate: Path, out: Path, settings: EmbedSettings) -
     clustered = cluster_store(out, ClusterSettings(), RunSettings(workers=2), ignore)
     assert (clustered.done, clustered.exit_code) == (6, ExitCode.SOME_FAILED)
     assert list(reasons(clustered)) == sorted(expected)
-    assert reasons(clustered)["constant"] == "not embedded"
+    assert reasons(clustered) == {name: f"not embedded: {why}" for name, why in found.items()}
     assert reasons(clustered)["empty"] == f"not embedded: {plate / 'empty.tif'}: is empty (0 bytes)"
 
 
