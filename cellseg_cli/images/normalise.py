@@ -150,11 +150,11 @@ def fit_channels(image: np.ndarray, wanted: int) -> np.ndarray:
         return np.repeat(image, wanted, axis=0)
     if wanted == 1 and there in (3, 4):
         return _luminance(image)
-    chosen = ",".join(map(str, range(wanted)))
-    raise InputError(
-        f"the image has {there} channels, the model takes {wanted}; "
-        f"choose them, e.g. --channel {chosen}"
-    )
+    if there < wanted:
+        advice = "choose one, which is repeated, e.g. --channel 0"
+    else:
+        advice = f"choose them, e.g. --channel {','.join(map(str, range(wanted)))}"
+    raise InputError(f"the image has {there} channels, the model takes {wanted}; {advice}")
 
 
 def _check_finite(image: np.ndarray) -> None:

@@ -164,8 +164,13 @@ def test_colour_becomes_luminance(alpha: bool) -> None:
 def test_other_numbers_of_channels_need_a_choice(there: int, wanted: int) -> None:
     with pytest.raises(InputError) as caught:
         fit_channels(np.zeros((there, 8, 8)), wanted)
-    chosen = {1: "0", 2: "0,1", 3: "0,1,2"}[wanted]
+    advice = {
+        (2, 1): "choose them, e.g. --channel 0",
+        (3, 2): "choose them, e.g. --channel 0,1",
+        (4, 3): "choose them, e.g. --channel 0,1,2",
+        (2, 3): "choose one, which is repeated, e.g. --channel 0",
+        (5, 1): "choose them, e.g. --channel 0",
+    }[there, wanted]
     assert str(caught.value) == (
-        f"the image has {there} channels, the model takes {wanted}; "
-        f"choose them, e.g. --channel {chosen}"
+        f"the image has {there} channels, the model takes {wanted}; {advice}"
     )
