@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from cellseg_cli.errors import ConfigError
 
@@ -33,7 +33,8 @@ class EmbedSettings:
         which must then have only one.
     tile_px, halo_px
         Side of a network tile and the part of it that is thrown away at each
-        inner border, both in pixels and multiples of 32.
+        inner border, both in pixels and multiples of the network's stride (16
+        for four encoder stages).
     batch_size
         Tiles per pass on an accelerator; one tile per pass on the CPU.
     include, exclude
@@ -51,6 +52,9 @@ class EmbedSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
+    # TOML writes the number of a plane without quotes: z = 3 is as good as z = "3".
+    __pydantic_config__: ClassVar[dict[str, object]] = {"coerce_numbers_to_str": True}
+
 
 @dataclass(frozen=True)
 class ClusterSettings:
@@ -63,7 +67,8 @@ class ClusterSettings:
         ``linkage`` or ``watershed``.
     merge_distance
         Distance at which `linkage` and `grid` stop merging: cosine distance for
-        contrastive embeddings, pixels for spatial ones.
+        contrastive embeddings, distance of the predicted centres over their mean
+        bandwidth for spatial ones.
     foreground
         Level in [0, 1] from which a pixel belongs to a cell.
     seed_level
@@ -210,8 +215,6 @@ def settings_from(
         The table that holds the settings of this command.
     sets
         ``key=value`` texts; the value is read as TOML, else taken as text.
-        Keys of another settings class of the same command are not known here:
-        split them first with :func:`split_sets`.
     flags
         Values from the command line; ``None`` means not given.
 
@@ -258,7 +261,7 @@ def _table(file: Path, section: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
-    known = {"train", "embed", "cluster", "export", "evaluate", "demo"}
+    known = {"train", "embed", "cluster"}  # the commands that take --config
     if unknown := sorted(set(content) - known):
         raise ConfigError(
             f"{file} has unknown tables {', '.join(unknown)}; known: {', '.join(sorted(known))}"

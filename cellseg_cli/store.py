@@ -319,11 +319,13 @@ class Store:
         Raises
         ------
         StoreError
-            The field is not embedded, or its arrays are damaged.
+            The field is not embedded, or its arrays are damaged, or the model has classes
+            and they are lost.
         """
         self._require(field_id, "embed")
         values = self._read_array(field_id, "embedding", "embed")
-        has_classes = (self._group(field_id) / "classes").is_dir()
+        promised = bool(self.attributes.get("model", {}).get("classes"))
+        has_classes = promised or (self._group(field_id) / "classes").is_dir()
         return values, self._read_array(field_id, "classes", "embed") if has_classes else None
 
     def write_labels(self, field_id: str, labels: np.ndarray) -> None:
@@ -452,7 +454,9 @@ def _refuse_foreign(path: Path) -> None:
     """Raise StoreError unless ``path`` is free, an empty folder, or a store just being made."""
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; a store is a folder: choose another output")
-    if path.is_dir() and not Store.is_at(path) and {p.name for p in path.iterdir()} - {_OWN}:
+    # Listed before the root is looked for: a store that another process makes meanwhile is one.
+    foreign = path.is_dir() and {p.name for p in path.iterdir()} - {_OWN}
+    if foreign and not Store.is_at(path):
         raise StoreError(
             f"{path} is no cellseg store ({_contents(path)}); choose another output: "
             "a folder that cellseg did not make is never overwritten"

@@ -32,6 +32,10 @@ def test_values_have_the_types_of_their_fields() -> None:
     assert settings.tile_px == 256
 
 
+def test_a_plane_is_named_by_its_number_too() -> None:
+    assert settings_from(EmbedSettings, sets=["z=3"]).z == "3"
+
+
 def test_all_unknown_keys_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         settings_from(EmbedSettings, sets=["tiles=3", "bacth=1"])
@@ -54,7 +58,8 @@ def test_all_bad_values_are_named_at_once() -> None:
     ("text", "message"),
     [
         ("[embed\n", "is not valid TOML"),
-        ("[embbed]\nz = 1\n", "has unknown tables embbed; known: cluster, demo, embed"),
+        ("[embbed]\nz = 1\n", "has unknown tables embbed; known: cluster, embed, train"),
+        ("[export]\n", "has unknown tables export; known: cluster, embed, train"),
         ("embed = 3\n", "embed must be a table [embed], got 3"),
     ],
 )

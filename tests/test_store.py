@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,18 @@ def test_lost_and_cut_shards_are_errors_not_zeros(store: Store) -> None:
     )
 
 
+def test_lost_classes_are_an_error_where_the_model_has_some(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "emb.zarr", {"model": {"classes": True}})
+    classes = ramp((3, 10, 12), np.uint8)
+    store.write_embedding("a", ramp((2, 10, 12), np.float16), classes)
+    store.mark_done("a", "embed", "mark")
+    found = store.read_embedding("a")[1]
+    assert found is not None and np.array_equal(found, classes)
+    shutil.rmtree(store.path / "a" / "classes")
+    with pytest.raises(StoreError, match=r"^a: classes is damaged in "):
+        store.read_embedding("a")
+
+
 def test_an_empty_label_image_has_its_shard(store: Store) -> None:
     """Without it, a lost file and an empty field would look the same."""
     store.write_labels("a", np.zeros((10, 12), np.uint32))
@@ -266,6 +280,24 @@ def test_create_never_touches_what_is_not_a_store(tmp_path: Path) -> None:
         "a folder that cellseg did not make is never overwritten"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+def test_two_that_create_one_store_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one finishes while this one looks at what is there."""
+    path = tmp_path / "emb.zarr"
+    path.mkdir()
+    listing = Path.iterdir
+
+    def late(folder: Path) -> Iterator[Path]:
+        monkeypatch.undo()
+        Store.create(path, {"made": 1})
+        return listing(folder)
+
+    monkeypatch.setattr(Path, "iterdir", late)
+    Store.create(path, {"made": 1}, overwrite=True)
+    assert Store.open(path).attributes["made"] == 1
 
 
 def test_create_refuses_an_existing_store(store: Store) -> None:

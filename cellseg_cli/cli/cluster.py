@@ -46,7 +46,7 @@ def cluster(
     ] = None,
     min_area: Annotated[
         int | None,
-        typer.Option("--min-area", metavar="PX", min=0, help="Smaller instances are dropped."),
+        typer.Option("--min-area", metavar="PX", min=1, help="Smaller instances are dropped."),
     ] = None,
     size: Annotated[
         str | None,

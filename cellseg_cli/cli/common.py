@@ -10,7 +10,7 @@ import typer
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file with a table per command, such as [embed]."),
+    typer.Option("--config", help="TOML file with tables [train], [embed], [cluster]."),
 ]
 Sets = Annotated[
     list[str] | None,

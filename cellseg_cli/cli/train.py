@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,7 @@ from cellseg_cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from cellseg_cli.training.data import Failed
-    from cellseg_cli.training.loop import Emit, Report
+    from cellseg_cli.training.loop import Emit, Report, Started
 
 
 def train(
@@ -44,7 +45,7 @@ def train(
     index: Annotated[
         Path | None,
         typer.Option(
-            "--index", help="CSV with columns id, split (train, val) and cell_type, each optional."
+            "--index", help="CSV with a column id and, if wanted, split (train, val) and cell_type."
         ),
     ] = None,
     recipe: Annotated[
@@ -105,6 +106,8 @@ def train(
     from cellseg_cli.training.loop import Labelling
     from cellseg_cli.training.loop import train as run
 
+    # Fabric announces its precision and its processes; the run's own first line says both.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     split = open_split(data, validation=val or (), index=index)
     for note in split.notes:
         typer.echo(f"cellseg: {note}", err=True)
@@ -135,12 +138,21 @@ def _reporter(quiet: bool) -> Emit:
     """Return what writes a run's reports on stderr, one line each."""
 
     from cellseg_cli.training.data import Failed
+    from cellseg_cli.training.loop import Started
 
-    def show(report: Report | Failed) -> None:
+    def show(report: Started | Report | Failed) -> None:
         if isinstance(report, Failed):
             typer.echo(f"cellseg: {report.field_id} is left out: {report.reason}", err=True)
             return
         if quiet:
+            return
+        if isinstance(report, Started):
+            done = f", {report.step} done before" if report.step else ""
+            typer.echo(
+                f"train: {report.fields} fields, {report.held_out} held out, on {report.device} "
+                f"in {report.precision}, {report.steps} steps{done}",
+                err=True,
+            )
             return
         if report.score is not None:
             typer.echo(f"step {report.step}: {_scores(report.score)}", err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from cellseg_cli import durable
 from cellseg_cli.errors import CellsegError, ConfigError, InputError, OutputExistsError
@@ -57,7 +57,10 @@ def path_below(folder: Path, field_id: str, suffix: str) -> Path:
         For an id that is absolute, climbs with ``..``, or has an empty part.
     """
     parts = field_id.split("/")
-    foreign = "\\" in field_id or "\0" in field_id or ":" in parts[0]
-    if foreign or any(part in {"", ".", ".."} for part in parts):
+    target = folder.joinpath(*parts[:-1], parts[-1] + suffix)
+    foreign = "\\" in field_id or "\0" in field_id or PureWindowsPath(field_id).is_absolute()
+    # Where ids may begin with a drive (Windows), joining one leaves the folder.
+    outside = not target.is_relative_to(folder)
+    if foreign or outside or any(part in {"", ".", ".."} for part in parts):
         raise InputError(f"the field id {field_id!r} is no path inside of {folder}")
-    return folder.joinpath(*parts[:-1], parts[-1] + suffix)
+    return target

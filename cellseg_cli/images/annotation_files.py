@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cellseg_cli.errors import InputError, LimitError
 from cellseg_cli.images.discover import SUFFIXES
@@ -24,7 +24,8 @@ def field_id_of(name: str) -> str:
         For an empty or absolute name and one that climbs with ``..``.
     """
     path = PurePosixPath(name.replace("\\", "/"))
-    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    absolute = path.is_absolute() or PureWindowsPath(name).is_absolute()
+    if not path.parts or absolute or ".." in path.parts:
         raise InputError(
             f"{name!r} is not the name of an image: "
             "give a path relative to the folder of the images, without '..'"

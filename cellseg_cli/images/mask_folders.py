@@ -39,23 +39,28 @@ class MaskFolders:
     def instances(self, field_id: str, shape: tuple[int, int] | None) -> Instances:
         """Return one instance for each mask that is not empty, by file name.
 
-        A field without masks has no cells; its shape must then be given.
+        A field without masks has no cells; its shape must then be given.  One
+        mask is held at a time.
         """
         folder = self.folders[field_id]
         paths = [p for p in sorted(folder.iterdir()) if _is_mask_file(p)]
-        masks = [(path, _read_mask(path)) for path in paths]
-        if masks:
-            shape = masks[0][1].shape
-        if shape is None:
+        if not paths and shape is None:
             raise InputError(f"{folder} holds no mask: the size of {field_id} must be given")
-        for path, mask in masks:
+        runs: list[np.ndarray] = []
+        for path in paths:
+            mask = _read_mask(path)
+            if path == paths[0]:
+                shape = (mask.shape[0], mask.shape[1])
+            assert shape is not None
             if mask.shape != shape:
                 raise InputError(
                     f"the masks of {field_id} differ in size: "
                     f"{paths[0]} is {shape[0]}×{shape[1]} px, "
                     f"{path} is {mask.shape[0]}×{mask.shape[1]} px"
                 )
-        return Instances(shape, tuple(runs_of_mask(m) for _, m in masks if m.any()))
+            runs.append(runs_of_mask(mask))
+        assert shape is not None
+        return Instances(shape, tuple(one for one in runs if len(one)))
 
     def cell_type(self, field_id: str) -> str | None:
         """Return None: masks do not say what their cells are."""

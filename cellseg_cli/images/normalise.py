@@ -79,7 +79,7 @@ def apply(image: np.ndarray, normalisation: Normalisation) -> np.ndarray:
     """Return (image - low) / (high - low) per channel, clipped to [0, 1.5], float32 (C, Y, X).
 
     Where low and high of a channel are equal (almost all its pixels have one value), the
-    channel is divided by its largest distance from ``low`` instead, and is all 0 if that is 0:
+    channel is divided by its largest excess over ``low`` instead, and is all 0 if that is 0:
     a dark channel with a few bright spots keeps them.
 
     Raises

@@ -33,6 +33,8 @@ LOG_BANDWIDTH_LIMIT = 3.0
 
 MAX_DECODER_CHANNELS = 256
 
+MAX_LEVELS = 6
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -65,7 +67,12 @@ class Architecture:
     classes_head: bool = True
 
     def __post_init__(self) -> None:
-        limits = {"levels": 6, "decoder_channels": 256, "in_channels": 64, "embedding_dim": 64}
+        limits = {
+            "levels": MAX_LEVELS,
+            "decoder_channels": 256,
+            "in_channels": 64,
+            "embedding_dim": 64,
+        }
         faults = [
             f"{name}={getattr(self, name)} is not in 1..{most}"
             for name, most in limits.items()

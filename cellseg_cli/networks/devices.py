@@ -37,7 +37,8 @@ def resolve_device(wanted: str) -> torch.device:
 def computes_bf16(device: torch.device) -> bool:
     """Whether `device` multiplies bfloat16 natively, so that it is the faster choice."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # the question is about the current device
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     # Without these instructions oneDNN emulates bf16 and is slower than float32.
     capabilities = torch.backends.cpu.get_cpu_capability()
     return "AVX512" in capabilities and bool(torch.cpu._is_avx512_bf16_supported())

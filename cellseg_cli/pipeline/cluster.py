@@ -56,10 +56,10 @@ def cluster_store(
     """
     store = Store.open(path)
     kind, resolved = settings_for(store, settings)
-    rows = of_part(store.fields(), run.part)
-    if not store.fields():
+    fields = store.fields()
+    if not fields:
         raise StoreError(f"{store.path} lists no fields: run cellseg embed first")
-    plan = plan_clustering(rows, asdict(resolved), store, redo=run.overwrite)
+    plan = plan_clustering(of_part(fields, run.part), asdict(resolved), store, redo=run.overwrite)
     emit(planned(plan, "cluster", store.path, _LABEL_BYTES, dry_run=run.dry_run))
     if run.dry_run:
         return dry_summary(plan, "cluster")

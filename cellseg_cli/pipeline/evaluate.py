@@ -10,11 +10,12 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from cellseg_cli import durable
-from cellseg_cli.errors import ExitCode, InputError, OutputExistsError
+from cellseg_cli.errors import ConfigError, ExitCode, InputError, OutputExistsError
 from cellseg_cli.evaluation.grouping import groups_by_cell_type, groups_by_plate, groups_of_table
 from cellseg_cli.evaluation.scores import (
     THRESHOLDS,
@@ -88,12 +89,12 @@ class Evaluation:
     without_prediction: tuple[str, ...]
     without_truth: tuple[str, ...]
 
-    @property
+    @cached_property
     def overall(self) -> Scores | None:
         """The scores of all fields together; None if none could be scored."""
         return summarise(self.fields.values()) if self.fields else None
 
-    @property
+    @cached_property
     def by_group(self) -> dict[str, dict[str, Scores]]:
         """The scores of each group of each grouping that has any field."""
         groupings = {n: summarise_groups(self.fields, of) for n, of in self.group_of.items()}
@@ -117,17 +118,20 @@ def evaluate(comparison: Comparison) -> Evaluation:
     Raises
     ------
     InputError
-        If a side or a table of groups cannot be opened, or no field is in both sides.
+        If a side or a table of groups cannot be opened, no field is in both sides, or none of
+        these in a table of groups.
+    ConfigError
+        If two tables of groups name the same column.
     StoreError
         If a side is a store that cannot be read.
     """
     prediction = open_side(comparison.prediction, comparison.order)
     truth = open_side(comparison.truth, comparison.order)
-    tables = dict(groups_of_table(text) for text in comparison.groups)
     found, true = set(prediction.field_ids), set(truth.field_ids)
     if not found & true:
         raise InputError(_nothing_in_common(comparison, found, true))
     scored = sorted(true if comparison.missing == "zero" else found & true)
+    tables = _tables(comparison.groups, scored)
     fields, failed = _score_all(prediction, truth, scored, comparison.workers)
     return Evaluation(
         comparison=comparison,
@@ -236,6 +240,23 @@ def _score_all(
     run_fields(jobs, score, worker_count(workers), seen)
     failures = tuple(sorted(failed, key=lambda failure: failure.field_id))
     return {field_id: scores[field_id] for field_id in sorted(scores)}, failures
+
+
+def _tables(texts: Sequence[str], field_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the group of each field by grouping; each must have a name and fields of its own."""
+    tables: dict[str, dict[str, str]] = {}
+    for text in texts:
+        name, group_of = groups_of_table(text)
+        if name in tables:
+            raise ConfigError(f"two tables of groups have the column {name}; rename one of them")
+        if group_of.keys().isdisjoint(field_ids):
+            there = f"such as {min(group_of)}" if group_of else "none"
+            raise InputError(
+                f"{text}: no field has a group there; its ids are of other fields ({there}), "
+                f"the fields are such as {field_ids[0]}"
+            )
+        tables[name] = group_of
+    return tables
 
 
 def _nothing_in_common(comparison: Comparison, found: set[str], true: set[str]) -> str:

@@ -104,13 +104,21 @@ def plan_embedding(
 def plan_clustering(
     rows: Sequence[FieldRow], settings: Mapping[str, Any], store: Store, *, redo: bool
 ) -> Plan:
-    """What is to be clustered: every embedded field without a mark of these settings."""
+    """What is to be clustered: every embedded field without a mark of these settings.
+
+    An embedding of another model or of an earlier image, which a part that was not run
+    yet has left, is none.
+    """
     wanted, unusable = [], []
+    identity = store.attributes.get("embed", {})
     for row in rows:
         embedded = store.done_fingerprint(row.id, "embed")
         if embedded is None:
             known = row.error or store.failure(row.id, "embed")
             reason = f"not embedded: {known}" if known else "not embedded"
+            unusable.append(Failure(row.id, reason))
+        elif embedded != field_fingerprint(row, identity):
+            reason = "its embedding is of another model or image: run cellseg embed (every part)"
             unusable.append(Failure(row.id, reason))
         else:
             wanted.append((row, fingerprint({"embedding": embedded, "settings": settings})))

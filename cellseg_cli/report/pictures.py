@@ -218,7 +218,7 @@ def _centre_colours(embedding: np.ndarray) -> np.ndarray:
 def _principal_colours(embedding: np.ndarray) -> np.ndarray:
     """Return (Y, X, 3) float32 in 0 … 255: principal components, stretched."""
     flat = embedding.reshape(embedding.shape[0], -1)  # (E, Y·X)
-    step = max(1, flat.shape[1] // PCA_SAMPLE)
+    step = -(-flat.shape[1] // PCA_SAMPLE)
     sample = flat[:, ::step].astype(np.float64)
     mean = sample.mean(axis=1, keepdims=True)
     covariance = (sample - mean) @ (sample - mean).T

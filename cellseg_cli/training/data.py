@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg_cli.config import TrainSettings
-from cellseg_cli.errors import ConfigError, InputError
+from cellseg_cli.errors import CellsegError, ConfigError, InputError
 from cellseg_cli.images.annotations import Annotations, open_annotations
 from cellseg_cli.images.decode import read_image
 from cellseg_cli.images.discover import Field, find_fields
@@ -97,8 +97,9 @@ def open_split(
         ``IMAGES=TRUTH`` with any truth :func:`open_annotations` reads.
     index
         CSV with a column ``id`` and, each optional, ``split`` (``train``,
-        ``val``; other fields are left out) and a cell type (``cell_type``,
-        ``kind`` or ``type``).
+        ``val``; other fields are left out; without this column all fields of
+        `data` are learned from) and a cell type (``cell_type``, ``kind`` or
+        ``type``).
 
     Raises
     ------
@@ -106,12 +107,13 @@ def open_split(
         No field of a data set has truth, or none is left to learn from.
     """
     rows = _index(index) if index else {}
+    splits = any("split" in row for row in rows.values())
     notes: list[str] = []
     train: list[Source] = []
     held: list[Source] = []
     for number, spec in enumerate(data):
         for source in _sources(spec, number, rows, notes):
-            split = rows.get(source.field.id, {}).get("split") or ("train" if not rows else "")
+            split = rows.get(source.field.id, {}).get("split") if splits else "train"
             if split == "train":
                 train.append(source)
             elif split in ("val", "validation"):
@@ -121,7 +123,7 @@ def open_split(
     if not train:
         raise InputError(
             f"no field to learn from in {', '.join(data)}"
-            + (f": {index} names none of them as split=train" if rows else "")
+            + (f": {index} names none of them as split=train" if splits else "")
         )
     return Split(tuple(train), tuple(held), tuple(notes))
 
@@ -168,13 +170,15 @@ def _parts(spec: str) -> tuple[str, Path]:
 
 def _index(path: Path) -> dict[str, dict[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if "id" not in (reader.fieldnames or ()):
                 raise InputError(f"{path} has no column id; it has {reader.fieldnames}")
             return {row["id"]: row for row in reader}
     except OSError as error:
         raise InputError(f"cannot read the index {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
 
 
 def read_field(source: Source, settings: TrainSettings) -> tuple[NDArray[np.float32], Instances]:
@@ -221,11 +225,18 @@ class Examples:
                 self._bytes += size
         return example
 
+    def only(self, indices: Sequence[int]) -> Examples:
+        """Return the fields at `indices`, with what is decoded of them already."""
+        kept = {new: self._kept[index] for new, index in enumerate(indices) if index in self._kept}
+        size = sum(each.image.nbytes + each.labels.nbytes for each in kept.values())
+        sources = [self.sources[index] for index in indices]
+        return Examples(sources, self.settings, self.cache_bytes, kept, _bytes=size)
+
     def fault(self, index: int) -> str | None:
         """Return why a field cannot be used, or None; decodes it."""
         try:
             self[index]
-        except InputError as error:
+        except CellsegError as error:
             return str(error)
         return None
 
@@ -239,14 +250,14 @@ class Examples:
 
 
 def usable(
-    sources: Sequence[Source], settings: TrainSettings
+    sources: Sequence[Source], settings: TrainSettings, *, cache_bytes: int = CACHE_BYTES
 ) -> tuple[Examples, tuple[Failed, ...]]:
     """Return the fields that can be decoded, and why the others cannot.
 
     Every field is decoded once here, so that a bad file is known before the
     first step and not hours into a run.
     """
-    every = Examples(sources, settings)
+    every = Examples(sources, settings, cache_bytes)
     reasons: dict[int, str] = {}
     with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
         for number, reason in enumerate(pool.map(every.fault, range(len(every)))):
@@ -254,9 +265,8 @@ def usable(
                 reasons[number] = reason
     if not reasons:
         return every, ()
-    kept = [source for number, source in enumerate(sources) if number not in reasons]
     failed = tuple(Failed(sources[number].field.id, reason) for number, reason in reasons.items())
-    return Examples(kept, settings), failed
+    return every.only([number for number in range(len(every)) if number not in reasons]), failed
 
 
 @dataclass(frozen=True)

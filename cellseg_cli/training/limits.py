@@ -6,6 +6,7 @@ from math import inf
 
 from cellseg_cli.config import TrainSettings
 from cellseg_cli.errors import ConfigError
+from cellseg_cli.networks.architecture import MAX_LEVELS
 
 #: Lowest and highest value of each number that the rest of the code relies on.
 _RANGES: dict[str, tuple[float, float]] = {
@@ -44,5 +45,11 @@ def check_settings(settings: TrainSettings) -> None:
         low, high = getattr(settings, low_name), getattr(settings, high_name)
         if low > high or (low == high and high_name == "high_percentile"):
             faults.append(f"{low_name}={low} is not below {high_name}={high}")
+    # Batch statistics need two pixels at the coarsest stage, even of a single crop.
+    # Whether `levels` can be had is the architecture's to say.
+    if settings.crop_px < (least := 2 ** (min(max(settings.levels, 1), MAX_LEVELS) + 1)):
+        faults.append(
+            f"crop_px={settings.crop_px} is not in {least}..inf for levels={settings.levels}"
+        )
     if faults:
         raise ConfigError("; ".join(faults))

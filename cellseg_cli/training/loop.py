@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy, Strategy
 
 from cellseg_cli.config import TrainSettings
-from cellseg_cli.errors import OutputExistsError, TrainingError
+from cellseg_cli.errors import ConfigError, DeviceError, OutputExistsError, TrainingError
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, save_model
 from cellseg_cli.networks.devices import computes_bf16, resolve_device
@@ -46,9 +48,26 @@ PREFETCH = 3
 #: Steps between two reports, and between two writes of the state.
 REPORT_EVERY = 20
 SAVE_EVERY = 250
+#: Names of the models of a run.
+MODELS = ("best.safetensors", "last.safetensors")
 #: Share of the steps in which the learning rate rises.
 WARM_UP = 0.1
 MAX_GRADIENT_NORM = 5.0
+#: One process validates while the others wait at their next step; the usual
+#: limit of half an hour would end a run with many held-out fields.
+LONGEST_WAIT = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a sitting works on, where, and from which step on."""
+
+    device: str
+    precision: str
+    fields: int
+    held_out: int
+    step: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ class Report:
     score: Mapping[str, float] | None = None
 
 
-Emit = Callable[[Report | Failed], None]
+Emit = Callable[[Started | Report | Failed], None]
 
 
 @dataclass(frozen=True)
@@ -111,9 +130,12 @@ def train(
     Raises
     ------
     OutputExistsError
-        `out` holds a run with other settings and `overwrite` is not set.
+        `out` holds a run with other settings, or a model without the state of
+        its run, and `overwrite` is not set.
     ConfigError
         Settings out of range.
+    DeviceError
+        More devices than there are.
     TrainingError
         The loss is not finite; the message names the fields of the batch.
     """
@@ -121,7 +143,8 @@ def train(
     fabric = _fabric(settings)
     fabric.launch()
     examples, failed = usable(split.train, settings)
-    held, held_failed = usable(split.validation, settings)
+    # Held-out fields are scored at full size, never cut into crops: nothing to keep.
+    held, held_failed = usable(split.validation, settings, cache_bytes=0)
     if fabric.global_rank == 0:
         for failure in (*failed, *held_failed):
             emit(failure)
@@ -133,13 +156,23 @@ def train(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     state = State(model, averaged_copy(model), optimizer, _identity(settings, examples))
+    if not overwrite:  # in every process: one alone would leave the others waiting
+        _refuse_another_run(out, state)
     if fabric.global_rank == 0:
-        _prepare(out, state, overwrite=overwrite)
+        _prepare(out, overwrite=overwrite)
     fabric.barrier()
-    if (out / "state.safetensors").exists():
-        restore_state(out / "state.safetensors", state)
+    kept = out / "state.safetensors"
+    if kept.exists():
+        restore_state(kept, state)
+    elif fabric.global_rank == 0:
+        save_state(kept, state)  # before any model: a kill at any time leaves a run that resumes
+    fabric.barrier()
     work = _Work(examples, held, label_statistics, labelling, out, settings)
-    result = _Runner(fabric, work, state, emit).run()
+    runner = _Runner(fabric, work, state, emit)
+    try:
+        result = runner.run()
+    finally:
+        runner.close()
     return dataclasses.replace(result, failed=(*failed, *held_failed))
 
 
@@ -197,9 +230,15 @@ class _Runner:
         """Whether this process is the one that writes and reports."""
         return bool(self.fabric.global_rank == 0)
 
+    def close(self) -> None:
+        """Close the open files."""
+        if self.metrics is not None:
+            self.metrics.close()
+
     def run(self) -> Result:
         """Do the steps that are left and return where the models lie."""
         state, settings, device = self.state, self.settings, str(self.fabric.device)
+        self._announce()
         started, since, crops = time.perf_counter(), time.perf_counter(), 0
         before = state.seconds
         sums: dict[str, float] = {}
@@ -280,6 +319,21 @@ class _Runner:
         update_average(self.state.averaged, self.state.model, step, settings.ema_decay)
         return losses
 
+    def _announce(self) -> None:
+        if self.leads:
+            work, state = self.work, self.state
+            count = self.fabric.world_size
+            self.emit(
+                Started(
+                    device=str(self.fabric.device) + (f" × {count}" if count > 1 else ""),
+                    precision="bf16" if _uses_bf16(self.settings, self.fabric.device) else "fp32",
+                    fields=len(work.examples),
+                    held_out=len(work.held),
+                    step=state.step,
+                    steps=self.settings.steps,
+                )
+            )
+
     def _report(self, report: Report) -> None:
         if self.metrics is not None:
             self.metrics.write(report.step, dict(report.losses) | dict(report.score or {}))
@@ -298,7 +352,8 @@ class _Runner:
         if better or not (self.out / "best.safetensors").exists():
             state.best = {**score, "step": state.step}
             save_model(self.out / "best.safetensors", state.averaged, header)
-        self._report(Report(state.step, self.settings.steps, {}, 0.0, score))
+        if score:
+            self._report(Report(state.step, self.settings.steps, {}, 0.0, score))
 
     def _header(self, score: Mapping[str, float]) -> ModelHeader:
         settings, state = self.settings, self.state
@@ -325,19 +380,34 @@ class _Runner:
 
 
 def _fabric(settings: TrainSettings) -> Fabric:
-    device = resolve_device(settings.device)
-    native = computes_bf16(device) if settings.precision == "auto" else False
-    bf16 = settings.precision == "bf16" or native
-    index = [device.index] if device.index is not None else settings.devices
+    device, wanted = resolve_device(settings.device), settings.devices
+    if device.index is not None and wanted > 1:
+        raise ConfigError(
+            f"--device {settings.device} is one device, --devices {wanted} asks for several; "
+            "use --device cuda, or --devices 1"
+        )
+    if device.type == "cuda" and wanted > (there := torch.cuda.device_count()):
+        raise DeviceError(
+            f"--devices {wanted}: PyTorch sees {there} CUDA devices; use --devices {there} or fewer"
+        )
+    strategy: str | Strategy = DDPStrategy(timeout=LONGEST_WAIT) if wanted > 1 else "auto"
     return Fabric(
         accelerator="cuda" if device.type == "cuda" else "cpu",
-        devices=index,
-        precision="bf16-mixed" if bf16 else "32-true",
+        strategy=strategy,
+        devices=[device.index] if device.index is not None else wanted,
+        precision="bf16-mixed" if _uses_bf16(settings, device) else "32-true",
     )
 
 
+def _uses_bf16(settings: TrainSettings, device: torch.device) -> bool:
+    return computes_bf16(device) if settings.precision == "auto" else settings.precision == "bf16"
+
+
 def _identity(settings: TrainSettings, examples: Examples) -> dict[str, Any]:
-    """Return what makes this run this run; `device` and validation rhythm do not."""
+    """Return what makes this run this run.
+
+    Where and in which precision it is computed does not, nor the rhythm of validation.
+    """
     content = dataclasses.asdict(settings)
     for name in ("device", "devices", "validate_every", "precision"):
         content.pop(name)
@@ -345,17 +415,26 @@ def _identity(settings: TrainSettings, examples: Examples) -> dict[str, Any]:
     return content
 
 
-def _prepare(out: Path, state: State, *, overwrite: bool) -> None:
-    """Make the folder `out` ready: new, resumable, or emptied of the older run."""
+def _refuse_another_run(out: Path, state: State) -> None:
     kept = out / "state.safetensors"
-    if kept.exists() and not overwrite:
+    if kept.exists():
         if (there := read_settings(kept)) != state.settings:
             keys = [k for k in state.settings if there.get(k) != state.settings[k]]
             raise OutputExistsError(
                 f"{out} holds a run with other settings ({', '.join(sorted(keys))}); "
                 "use another --out, or --overwrite to start anew"
             )
+    elif models := [name for name in MODELS if (out / name).exists()]:
+        raise OutputExistsError(
+            f"{out} holds {' and '.join(models)} without the state of their run; "
+            "use another --out, or --overwrite to replace them"
+        )
+
+
+def _prepare(out: Path, *, overwrite: bool) -> None:
+    """Make the folder `out` ready: new, resumable, or emptied of the older run."""
+    if (out / "state.safetensors").exists() and not overwrite:
         return
-    for name in ("state.safetensors", "best.safetensors", "last.safetensors", "metrics.csv"):
+    for name in ("state.safetensors", *MODELS, "metrics.csv"):
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)

@@ -24,9 +24,11 @@ class Metrics:
         self._path = path
         rows = [row for row in _rows(path) if int(row[0]) <= after_step]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("step", "name", "value"), *rows])
-        self._board = _board(path.parent)
+        temporary.replace(path)
+        self._board = _board(path.parent, after_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append `values` of `step`."""
@@ -35,6 +37,11 @@ class Metrics:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Bring what TensorBoard's writer still holds to its file."""
+        if self._board is not None:
+            self._board.close()
 
 
 def _rows(path: Path) -> list[tuple[str, str, str]]:
@@ -46,9 +53,9 @@ def _rows(path: Path) -> list[tuple[str, str, str]]:
     return [(row[0], row[1], row[2]) for row in rows if len(row) == 3 and row[0].isdecimal()]
 
 
-def _board(folder: Path) -> Any:
+def _board(folder: Path, after_step: int) -> Any:
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=after_step + 1)

@@ -40,7 +40,8 @@ class State:
     best
         Best validation score so far, and its step.
     settings
-        JSON of everything that decides the result; another one is another run.
+        JSON of what is to be learned and how; another one is another run.  Where
+        and in which precision it is computed may change between sittings.
     """
 
     model: Embedder
@@ -127,7 +128,7 @@ def restore_state(path: Path, state: State) -> None:
         state.best = dict(content["best"])
     except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"cannot resume from {path}: {error}; delete it to start anew"
+            f"cannot resume from {path}: {error}; --overwrite starts anew"
         ) from error
 
 
@@ -149,8 +150,10 @@ def _content(path: Path) -> dict[str, Any]:
             content = json.loads((file.metadata() or {})["state"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is no training state: {error}; delete it to start anew"
+            f"{path} is no training state: {error}; --overwrite starts anew"
         ) from error
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(f"{path} is a training state of another version; delete it")
+        raise CheckpointError(
+            f"{path} is a training state of another version; --overwrite starts anew"
+        )
     return content

@@ -56,6 +56,25 @@ def test_a_run_leaves_models_and_says_where(
     }
 
 
+def test_another_run_in_the_folder_stops_every_process_with_one_line(
+    squares: Path, tmp_path: Path
+) -> None:
+    arguments = ["train", str(squares), "--out", str(tmp_path / "run"), *TINY]
+    assert run([*arguments, "--quiet"]) == 0
+    bf16 = ("--set", "precision=bf16")
+    result = subprocess.run(
+        [sys.executable, "-m", "cellseg_cli", *arguments, "--devices", "2", "--seed", "7", *bf16],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+    )
+    assert result.returncode == ExitCode.USAGE
+    assert "holds a run with other settings (seed)" in result.stderr
+    assert "Mixed Precision" not in result.stderr, "libraries do not speak"
+    assert "Traceback" not in result.stderr
+
+
 def test_fields_that_fail_are_named_and_the_code_tells(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cellseg_cli.cli.app import run
-from cellseg_cli.evaluation.scores import THRESHOLDS
+from cellseg_cli.evaluation.scores import THRESHOLDS, summarise_groups
 from cellseg_cli.store import FieldRow, Store
 
 Labels = dict[str, np.ndarray]
@@ -337,3 +337,42 @@ def test_real_truth_against_itself_in_two_forms(
     assert result["overall"]["ap"]["0.50"] > 0.97
     assert result["overall"]["mean_ap"] > 0.9
     assert set(result["by_group"]["cell_type"]) <= {"cort", "astro", "shsy5y"}
+
+
+def test_groups_of_no_field_and_two_of_one_name(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(here / "truth", {"a": bars(9)})
+    (here / "one.csv").write_text("id,dye\na,x\n")
+    (here / "other.csv").write_text("id,dye\na.png,x\n")
+    (here / "none.csv").write_text("id,dye\n")
+    sides = ["truth", "--truth", "truth", "--groups"]
+    assert complaint(capsys, *sides, "other.csv:dye") == (
+        3,
+        "cellseg: other.csv:dye: no field has a group there; its ids are of other fields "
+        "(such as a.png), the fields are such as a\n",
+    )
+    assert complaint(capsys, *sides, "none.csv:dye") == (
+        3,
+        "cellseg: none.csv:dye: no field has a group there; its ids are of other fields "
+        "(none), the fields are such as a\n",
+    )
+    assert complaint(capsys, *sides, "one.csv:dye", "--groups", "one.csv:dye") == (
+        2,
+        "cellseg: two tables of groups have the column dye; rename one of them\n",
+    )
+
+
+def test_groups_are_added_up_once_whatever_the_number_of_fields(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return summarise_groups(*arguments)
+
+    monkeypatch.setattr("cellseg_cli.pipeline.evaluate.summarise_groups", counted)
+    save(here / "truth", {f"P/{index}": bars(9) for index in range(12)})
+    assert run(["evaluate", "truth", "--truth", "truth", "--per-field", "fields.csv"]) == 0
+    assert len(calls) == 2  # by cell type and by plate

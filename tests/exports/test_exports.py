@@ -95,6 +95,17 @@ def test_field_ids_that_leave_the_output(tmp_path: Path, field_id: str) -> None:
     assert not list(tmp_path.rglob("*.tif"))
 
 
+def test_a_time_of_day_in_a_name_is_no_drive(tmp_path: Path) -> None:
+    """Microscopes write such names; every format gives the field back under its id."""
+    field_id = "day1/2024_10:31"
+    fields = [(info(field_id), next(two_fields())[1]), (info("10:31"), next(two_fields())[1])]
+    label_tiff.write(fields, tmp_path / "tiff")
+    coco.write(fields, tmp_path / "cells.json")
+    kaggle.write(fields, tmp_path / "cells.csv")
+    for source in ("tiff", "cells.json", "cells.csv"):
+        assert open_annotations(tmp_path / source).field_ids == ("10:31", field_id)
+
+
 @LAWS
 @given(label_images())
 def test_label_tiff_and_back_is_the_identity(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import struct
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -395,3 +396,29 @@ def test_a_header_of_very_many_columns_is_not_printed_whole(tmp_path: Path) -> N
         "needed are id,annotation or id,predicted or ImageId,EncodedPixels"
     ):
         open_annotations(table)
+
+
+@pytest.mark.parametrize("name", ["C:/a.png", "C:\\a.png", "\\\\host\\share\\a.png"])
+def test_names_that_are_absolute_on_another_system(tmp_path: Path, name: str) -> None:
+    table = written(tmp_path / "t.csv", f"id,predicted\n{name},1 1\n")
+    with refused(
+        f"{table}: line 2: {name!r} is not the name of an image: "
+        "give a path relative to the folder of the images, without '..'"
+    ):
+        open_annotations(table)
+
+
+def test_masks_of_a_field_are_held_one_at_a_time(tmp_path: Path) -> None:
+    """As boolean arrays 40 masks of 500×500 px take 10 MB; a mask and its image take 1 MB."""
+    bar = np.zeros((500, 500), dtype=bool)
+    bar[7, :9] = True
+    write_masks(tmp_path / "img1" / "masks", **{f"m{index:02}": bar for index in range(40)})
+    annotations = open_annotations(tmp_path)
+    annotations.read("img1")  # decoders load what they need at their first call
+    tracemalloc.start()
+    try:
+        assert len(annotations.read("img1")) == 40
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5e6

@@ -115,3 +115,8 @@ def test_help_ends_with_examples(command: str, capsys: pytest.CaptureFixture[str
     assert run([command, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"cellseg {command} " in text[text.index("Examples:") :]
+
+
+def test_the_least_area_is_a_pixel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cluster", str(tmp_path), "--min-area", "0"]) == 2
+    assert "Error: Invalid value for '--min-area': " in capsys.readouterr().err

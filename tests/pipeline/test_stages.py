@@ -242,6 +242,21 @@ def test_another_model_is_refused_and_overwritten(
     assert embed(plate, out, other, ONE, ignore).skipped == 6
 
 
+def test_parts_of_another_model_are_not_clustered_together(
+    plate: Path, out: Path, settings: EmbedSettings, other_model: Path
+) -> None:
+    """Between the two parts of a new run half of the store is still of the old model."""
+    other = replace(settings, model=str(other_model))
+    embed(plate, out, settings, ONE, ignore)
+    embed(plate, out, other, replace(ONE, overwrite=True, part="1/2"), ignore)
+    half = cluster_store(out, ClusterSettings(), ONE, ignore)
+    reason = "its embedding is of another model or image: run cellseg embed (every part)"
+    assert half.done == 3 and reasons(half) == dict.fromkeys(GOOD[1::2], reason)
+    assert embed(plate, out, other, replace(ONE, part="2/2"), ignore).done == 3
+    whole = cluster_store(out, ClusterSettings(), ONE, ignore)
+    assert (whole.done, whole.skipped, whole.failed) == (3, 3, ())
+
+
 def test_overwrite_forgets_fields_of_earlier_runs(
     plate: Path, out: Path, settings: EmbedSettings
 ) -> None:

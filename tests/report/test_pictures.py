@@ -120,6 +120,16 @@ def test_contrastive_colours_do_not_depend_on_a_rotation_of_the_embedding() -> N
         assert min(same, flipped) <= 1
 
 
+def test_principal_axes_come_from_at_most_so_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 15 pixels 8 may be looked at: every other, which vary in the first component only."""
+    monkeypatch.setattr("cellseg_cli.report.pictures.PCA_SAMPLE", 8)
+    embedding = np.zeros((3, 1, 15), np.float32)
+    embedding[0, 0, ::2] = np.arange(8)
+    embedding[1, 0, 1::2] = 10 * np.arange(7)
+    red = embedding_rgb(embedding, "contrastive")[0, :, 0]
+    assert len(set(red[1::2].tolist())) == 1 and len(set(red[::2].tolist())) == 8
+
+
 def test_an_embedding_of_two_components_and_one_that_is_constant() -> None:
     flat = embedding_rgb(np.ones((2, 4, 5), dtype=np.float16), "contrastive")
     assert flat.shape == (4, 5, 3)

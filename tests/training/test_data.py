@@ -64,6 +64,16 @@ def test_an_index_that_names_nothing_to_learn_from_is_an_error(discs: Path, tmp_
         open_split([str(discs)], index=tmp_path / "bare.csv")
 
 
+def test_an_index_without_splits_only_groups(discs: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index.csv"
+    index.write_text("id,cell_type\nf0,a\nf1,b\n", encoding="utf-8-sig")  # as spreadsheets write
+    split = open_split([str(discs)], index=index)
+    assert [source.group for source in split.train] == ["0:a", "0:b", "0:all", "0:all"]
+    index.write_bytes(b"id,split\nf\xe9,train\n")
+    with pytest.raises(InputError, match=r"index.csv cannot be read as CSV in UTF-8: "):
+        open_split([str(discs)], index=index)
+
+
 def test_a_folder_that_is_no_data_set_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         open_split([str(tmp_path)])
@@ -82,6 +92,8 @@ def test_fields_that_cannot_be_read_are_left_out_with_their_reason(discs: Path) 
         f"the truth of f2 in {discs / 'labels'} is 9×9 px, but its image is 64×64 px"
     )
     assert "f1.png" in reasons["f1"]
+    assert examples[1] is examples[1], "what was decoded to be checked is kept"
+    assert examples[1].field_id == "f3"
 
 
 def test_the_cache_keeps_to_its_limit(discs: Path) -> None:

@@ -22,6 +22,7 @@ def test_the_defaults_are_within_the_limits() -> None:
         ({"scale_min": 0.0}, "scale_min=0.0 is not in 0.01..100"),
         ({"scale_max": 0.1}, "scale_min=0.65 is not below scale_max=0.1"),
         ({"low_percentile": 99.8}, "low_percentile=99.8 is not below high_percentile=99.8"),
+        ({"crop_px": 16}, "crop_px=16 is not in 32..inf for levels=4"),
         ({"steps": 0, "seed": -1}, "steps=0 is not in 1..inf; seed=-1 is not in 0..9.22337e+18"),
     ],
 )

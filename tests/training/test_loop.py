@@ -17,11 +17,18 @@ import torch
 from safetensors.torch import load_file
 
 from cellseg_cli.config import TrainSettings
-from cellseg_cli.errors import CheckpointError, InputError, OutputExistsError, TrainingError
+from cellseg_cli.errors import (
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    InputError,
+    OutputExistsError,
+    TrainingError,
+)
 from cellseg_cli.networks.checkpoint import load_model, read_header
-from cellseg_cli.training import loop
+from cellseg_cli.training import loop, metrics
 from cellseg_cli.training.data import Failed, open_split
-from cellseg_cli.training.loop import Labelling, Report, learning_rate, train
+from cellseg_cli.training.loop import Labelling, Report, Started, learning_rate, train
 
 TINY = TrainSettings(
     encoder="resnet10t",
@@ -121,11 +128,14 @@ def test_a_run_killed_with_9_resumes_to_the_same_weights(discs: Path, tmp_path: 
     state = tmp_path / "cut" / "state.safetensors"
     child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not state.exists() and child.poll() is None and time.monotonic() < deadline:
+    written: set[int] = set()  # the first state is that of step 0
+    while len(written) < 2 and child.poll() is None and time.monotonic() < deadline:
+        if state.exists():
+            written.add(state.stat().st_mtime_ns)
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert state.exists()
+    assert len(written) == 2
     assert not (tmp_path / "cut" / "last.safetensors").exists(), "it was killed too late"
     cut = train(open_split([str(discs)]), tmp_path / "cut", settings)
     assert_same(whole.last, cut.last)
@@ -144,12 +154,89 @@ def test_other_settings_on_the_same_folder_are_refused(discs: Path, tmp_path: Pa
     assert train(split, tmp_path / "run", other, overwrite=True).steps == TINY.steps
 
 
+def test_a_model_without_the_state_of_its_run_is_not_replaced_unasked(
+    discs: Path, tmp_path: Path
+) -> None:
+    split = open_split([str(discs)])
+    best = train(split, tmp_path / "run", TINY).best
+    (tmp_path / "run" / "state.safetensors").unlink()
+    (tmp_path / "run" / "last.safetensors").unlink()
+    before = best.read_bytes()
+    with pytest.raises(OutputExistsError) as error:
+        train(split, tmp_path / "run", TINY)
+    assert str(error.value) == (
+        f"{tmp_path / 'run'} holds best.safetensors without the state of their run; "
+        "use another --out, or --overwrite to replace them"
+    )
+    assert best.read_bytes() == before
+    train(split, tmp_path / "run", TINY, overwrite=True)
+
+
+def test_a_sitting_says_where_it_computes_and_where_it_goes_on(discs: Path, tmp_path: Path) -> None:
+    split = open_split([str(discs)], validation=[str(discs)])
+    started: list[object] = []
+
+    def keep(report: object) -> None:
+        if isinstance(report, Started):
+            started.append(report)
+
+    for _ in range(2):
+        train(split, tmp_path / "run", TINY, emit=keep)
+    first = Started(device="cpu", precision="fp32", fields=4, held_out=4, step=0, steps=6)
+    assert started == [first, dataclasses.replace(first, step=6)]
+
+
+def test_one_device_and_several_are_not_both(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "resolve_device", lambda name: torch.device(name))
+    split = open_split([str(discs)])
+    with pytest.raises(ConfigError) as error:
+        train(split, tmp_path, dataclasses.replace(TINY, device="cuda:1", devices=2))
+    assert str(error.value) == (
+        "--device cuda:1 is one device, --devices 2 asks for several; "
+        "use --device cuda, or --devices 1"
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(DeviceError) as error:
+        train(split, tmp_path, dataclasses.replace(TINY, device="cuda", devices=4))
+    assert str(error.value) == (
+        "--devices 4: PyTorch sees 3 CUDA devices; use --devices 3 or fewer"
+    )
+
+
+def test_the_curves_are_closed_and_cut_where_a_sitting_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+
+    class Board:
+        def add_scalar(self, *values: object) -> None:
+            calls.append(values)
+
+        def close(self) -> None:
+            calls.append("closed")
+
+    def board(folder: Path, after_step: int) -> Board:
+        calls.append(after_step)
+        return Board()
+
+    monkeypatch.setattr(metrics, "_board", board)
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,name,value\n20,seed,1\n40,seed,0.5\n")
+    curves = metrics.Metrics(path, after_step=20)
+    curves.write(40, {"seed": 0.25})
+    curves.close()
+    assert calls == [20, ("seed", 0.25, 40), "closed"]
+    assert path.read_text().split() == ["step,name,value", "20,seed,1", "40,seed,0.25"]
+
+
 def test_a_damaged_state_is_refused(discs: Path, tmp_path: Path) -> None:
     split = open_split([str(discs)])
     train(split, tmp_path / "run", TINY)
     state = tmp_path / "run" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="delete it to start anew"):
+    with pytest.raises(CheckpointError, match="--overwrite starts anew"):
         train(split, tmp_path / "run", TINY)
 
 
