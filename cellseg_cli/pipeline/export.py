@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -90,7 +90,7 @@ def export_store(path: str | Path, export: Export, emit: Emit) -> Exported:
         raise StoreError(f"{store.path} lists no fields: run cellseg embed first")
     emit(StageStarted("export", len(rows), 0, 1))
     failed: list[Failure] = []
-    fields = _finished(store, rows, failed, emit)
+    fields = _finished(store, rows, failed, emit, scored=export.format == "coco")
     first = next(fields, None)
     written = Written(0, 0) if first is None else _write(chain([first], fields), export)
     seconds = time.perf_counter() - began
@@ -122,9 +122,12 @@ def _write(fields: Iterable[tuple[FieldInfo, Instances]], export: Export) -> Wri
 
 
 def _finished(
-    store: Store, rows: Iterable[FieldRow], failed: list[Failure], emit: Emit
+    store: Store, rows: Iterable[FieldRow], failed: list[Failure], emit: Emit, *, scored: bool
 ) -> Iterator[tuple[FieldInfo, Instances]]:
-    """Yield every field that has its label image; note the others in `failed`."""
+    """Yield every field that has its label image; note the others in `failed`.
+
+    Instances carry scores where `scored` asks for them and the store knows any.
+    """
     for row in rows:
         began = time.perf_counter()
         try:
@@ -134,6 +137,8 @@ def _finished(
             emit(FieldFailed("export", failed[-1]))
             continue
         instances = instances_of_labels(labels)
+        if scored:
+            instances = replace(instances, scores=_scores(store, row, labels))
         yield FieldInfo(row.id, _file_name(row), instances.shape), instances
         # The writer asks for the next field when this one is in its file.
         seconds = time.perf_counter() - began
@@ -148,6 +153,29 @@ def _labels(store: Store, row: FieldRow) -> np.ndarray:
             raise StoreError(known)
         raise StoreError(f"its label image is not finished: run cellseg cluster {store.path}")
     return store.read_labels(row.id)
+
+
+def _scores(store: Store, row: FieldRow, labels: np.ndarray) -> tuple[float, ...] | None:
+    """How sure the network is of each instance, by ascending id; None where it does not say.
+
+    The mean over the instance's pixels, in [0, 1]: of the seed value of a
+    spatial embedding, which is trained to be the membership phi of the pixel in
+    its instance, else of the probability of not being background.
+    """
+    if not store.has(row.id, "embed"):
+        return None
+    values, classes = store.read_embedding(row.id)
+    channels = store.attributes.get("model", {}).get("channels", [])
+    if "seed" in channels:
+        sure = values[channels.index("seed")].astype(np.float64)
+    elif classes is not None:
+        sure = 1 - classes[0] / 255
+    else:
+        return None
+    sums = np.bincount(labels.ravel(), weights=sure.ravel())
+    areas = np.bincount(labels.ravel())
+    ids = np.flatnonzero(areas[1:]) + 1
+    return tuple(round(float(score), 4) for score in np.clip(sums[ids] / areas[ids], 0, 1))
 
 
 def _file_name(row: FieldRow) -> str:

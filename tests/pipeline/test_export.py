@@ -190,3 +190,40 @@ def test_flags_become_one_call(monkeypatch, command, flags: list[str], expected)
     with refused(StoreError, "recorded"):
         command("emb.zarr", "--out", "x", *flags)
     assert calls == [(Path("emb.zarr"), expected)]
+
+
+SEED = np.array([[0, 1, 0.5, 0], [0.25, 0.75, 0, 0], [0, 0, 0, 0.5]], dtype=np.float16)
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [
+        # means of SEED under LABELS: (1 + 0.5) / 2, (0.25 + 0.75) / 2, 0.5
+        (["offset_y_px", "offset_x_px", "bandwidth_px", "seed"], [0.75, 0.5, 0.5]),
+        # background 51 / 255 everywhere
+        (["unit_0", "unit_1", "unit_2", "unit_3"], [0.8, 0.8, 0.8]),
+    ],
+)
+def test_coco_carries_the_score_of_each_cell(
+    tmp_path: Path, channels: list[str], expected: list[float]
+) -> None:
+    store = Store.create(tmp_path / "emb.zarr", {"model": {"channels": channels}})
+    store.write_fields([FieldRow("a", "/images/a.tif")])
+    values = np.stack([SEED * 0, SEED * 0, SEED * 0, SEED])
+    classes = np.full((3, 3, 4), 51, np.uint8)
+    store.write_embedding("a", values, classes)
+    store.mark_done("a", "embed", "fingerprint")
+    store.write_labels("a", LABELS)
+    store.mark_done("a", "cluster", "fingerprint")
+    out = tmp_path / "cells.json"
+    export_store(store.path, Export("coco", out), ignore)
+    annotations = json.loads(out.read_text())["annotations"]
+    assert [annotation["score"] for annotation in annotations] == expected
+
+
+def test_coco_without_embeddings_has_no_scores(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "emb.zarr", a=LABELS)
+    export_store(store.path, Export("coco", tmp_path / "cells.json"), ignore)
+    annotations = json.loads((tmp_path / "cells.json").read_text())["annotations"]
+    assert len(annotations) == 3
+    assert not any("score" in annotation for annotation in annotations)
