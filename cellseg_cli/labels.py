@@ -54,16 +54,10 @@ def relabel_dense(labels: NDArray[np.integer]) -> NDArray[np.uint32]:
     return _dense(labels)[1]
 
 
-def instance_ids(labels: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return the ids present, without background, ascending: int64 (n,)."""
-    return _dense(labels)[0]
-
-
 def areas(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the area in pixels of each instance, by ascending id: int64 (n,).
 
-    Entry ``i`` belongs to ``instance_ids(labels)[i]``; in a dense label image
-    that is id ``i + 1``.
+    In a dense label image entry ``i`` belongs to id ``i + 1``.
 
     Examples
     --------
@@ -72,23 +66,6 @@ def areas(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     """
     ids, dense = _dense(labels)
     return np.bincount(dense.ravel(), minlength=len(ids) + 1)[1:]
-
-
-def drop_small(labels: NDArray[np.integer], min_area_px: int) -> NDArray[np.uint32]:
-    """Return the label image without instances below ``min_area_px``, ids dense again.
-
-    An instance of exactly ``min_area_px`` pixels stays.  Ids keep their order.
-
-    Examples
-    --------
-    >>> drop_small(np.array([[5, 5, 0, 9]]), 2)
-    array([[1, 1, 0, 0]], dtype=uint32)
-    """
-    ids, dense = _dense(labels)
-    counts = np.bincount(dense.ravel(), minlength=len(ids) + 1)
-    keep = counts >= min_area_px
-    keep[0] = False
-    return _numbering(keep)[dense]
 
 
 def same_partition(a: NDArray[np.integer], b: NDArray[np.integer]) -> bool:

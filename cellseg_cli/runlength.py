@@ -60,16 +60,6 @@ def runs_of_labels(labels: np.ndarray) -> dict[int, np.ndarray]:
     return dict(zip(ids.tolist(), np.split(runs, first[1:]), strict=True)) if ids.size else {}
 
 
-def runs_of_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Return the runs of ascending, distinct flat indices."""
-    if pixels.size == 0:
-        return _no_runs()
-    cuts = np.flatnonzero(np.diff(pixels) != 1) + 1
-    starts = np.concatenate(([0], cuts))
-    lengths = np.diff(np.concatenate((starts, [pixels.size])))
-    return np.stack((pixels[starts], lengths), axis=1).astype(np.int64)
-
-
 def pixels(runs: np.ndarray) -> np.ndarray:
     """Return the flat indices that runs cover, int64, ascending."""
     lengths = runs[:, 1]

@@ -23,7 +23,6 @@ from cellseg_cli.runlength import (
     runs_of_kaggle_text,
     runs_of_labels,
     runs_of_mask,
-    runs_of_pixels,
     transposed,
     union,
 )
@@ -117,7 +116,6 @@ def test_runs_are_those_found_pixel_by_pixel(mask: np.ndarray) -> None:
     assert list(map(tuple, runs.tolist())) == slow_runs(mask.ravel().tolist())
     assert np.array_equal(paint(runs, mask.shape), mask)
     assert np.array_equal(pixels(runs), np.flatnonzero(mask))
-    assert np.array_equal(runs_of_pixels(pixels(runs)), runs)
 
 
 @LAWS
