@@ -48,6 +48,7 @@ def cluster(
     kind: str,
     settings: Clustering = Clustering(),
     classes: np.ndarray | None = None,
+    background: np.ndarray | None = None,
 ) -> np.ndarray:
     """The label image of an embedding: 0 = background, instances 1 to n without gaps.
 
@@ -66,6 +67,10 @@ def cluster(
         Values that are None are the defaults of the method.
     classes : (3, Y, X) uint8, optional
         Background, interior and border probability times 255.
+    background : (E,) float32, optional
+        The code of the background (:func:`~cellseg_cli.clustering.grid.background_code`), where
+        the embedding is a part of a larger field; only ``grid`` on contrastive embeddings without
+        classes asks for it.
 
     Returns
     -------
@@ -84,6 +89,9 @@ def cluster(
     chosen = resolve(settings, kind, with_classes=classes is not None)
     values = checked_embedding(embedding, kind)
     shape = (values.shape[1], values.shape[2])
-    return METHODS[chosen.method](
-        values, kind=kind, settings=chosen, classes=checked_classes(classes, shape)
-    )
+    probabilities = checked_classes(classes, shape)
+    if chosen.method == "grid":
+        return grid(
+            values, kind=kind, settings=chosen, classes=probabilities, background=background
+        )
+    return METHODS[chosen.method](values, kind=kind, settings=chosen, classes=probabilities)

@@ -3,20 +3,33 @@
 1. Foreground.  With class probabilities: where the probability of not being background is above
    ``foreground``.  Spatial without classes: where the seed value is above it.  Contrastive
    without classes: where the cosine distance from the background code is above it; that code is
-   the mean of the largest cluster of average linkage among at most 4096 pixels on a regular grid.
-2. Every foreground pixel begins as a cluster.  In each round all pairs of touching clusters that
-   are each other's nearest merge, if nearer than ``merge_distance``; until none are.  Small
-   clusters may join their nearest neighbour earlier, if it is much larger (``_HUB``).  The
-   distance is that of average linkage: the mean cosine distance over all pairs of pixels
+   the mean of the largest cluster of average linkage among a regular sample of the field.
+2. Every foreground pixel begins as a cluster.  The distances of :data:`LADDER` below
+   ``merge_distance``, and last that itself, are gone through one after the other.  At each, in
+   rounds until none are left, all pairs of touching clusters merge that are nearer than it and
+   each other's nearest; a cluster of at most 1/8 of its nearest's size merges with that at once.
+   The distance is that of average linkage: the mean cosine distance over all pairs of pixels
    (contrastive), or the distance of the mean predicted centres divided by the mean bandwidth
-   (spatial).  Sums are float64.
+   (spatial).
 3. Contrastive: erosion, connected pieces and growing back (:mod:`~cellseg_cli.clustering.cores`).
 4. At a smaller size: nearest-neighbour enlargement, cut to the foreground at full size.
 5. The rules of :func:`~cellseg_cli.clustering.pieces.finished`; by these, clusters that are too
    small join the instance they share the longest border with.
+
+Since the distances of the ladder come one after the other, the merges made for a large merge
+distance begin with those made for a smaller one on the ladder: one clustering holds the label
+images of all of them (:class:`~cellseg_cli.clustering.trees.MergeTree`).
+
+Vectors are rounded to multiples of 2^-24 (centres and bandwidths to 2^-10 px), so that their
+float64 sums are exact for clusters of less than 2^25 pixels and do not depend on the order of
+the pixels.  Pairs of equal distance are ordered by what the clusters hold, and only where that
+is equal too by their place: mirroring a field changes the partition only there, or where two
+distances differ by the rounding of a quotient.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,18 +39,54 @@ from .linkage import linkage_partition
 from .pieces import finished, root_of
 from .resizing import enlarged_nearest, resized_bilinear, working_shape
 from .settings import Clustering
+from .trees import MergeTree
 
-_SAMPLE_SIDE = 64  # pixels a side of the sample that finds the background code
+#: The distances at which the agglomeration stops to let all merges below happen first.
+LADDER = (
+    *(0.02, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    *(1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0),
+    *(50.0, 100.0, 1000.0),
+)
+
+_SAMPLE_SIDE = 32  # pixels a side of the sample that finds the background code
+_BACKGROUND_DISTANCE = 0.45  # below which its pixels count as alike
+_VECTOR_STEPS = 2.0**24  # steps of a component from 0 to 1
+_CENTRE_STEPS = 2.0**10  # steps of a px
 
 #: A cluster takes in, in the same round, every neighbour of at most 1/8 of its size whose nearest
-#: it is, if hardly farther than its own nearest.  Strictly mutual merging would give a large
-#: region its rim pixels one a round, and take the square of the pixels.
+#: it is.  Strictly mutual merging would give a large region its rim pixels one a round, and take
+#: the square of the pixels.
 _HUB = 8
-_SLACK = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Grown:
+    """The merges of a field, from which label images of several settings can be cut.
+
+    Attributes
+    ----------
+    kind : str
+    mask : (Y, X) bool
+        The foreground of the field.
+    small_mask : (y, x) bool
+        That at the working size.
+    tree : MergeTree
+        Of the pixels of ``small_mask`` in row-major order, up to the merge distance asked for.
+    """
+
+    kind: str
+    mask: np.ndarray
+    small_mask: np.ndarray
+    tree: MergeTree
 
 
 def grid(
-    embedding: np.ndarray, *, kind: str, settings: Clustering, classes: np.ndarray | None = None
+    embedding: np.ndarray,
+    *,
+    kind: str,
+    settings: Clustering,
+    classes: np.ndarray | None = None,
+    background: np.ndarray | None = None,
 ) -> np.ndarray:
     """The label image of an embedding of either kind by the rules of this module.
 
@@ -49,92 +98,149 @@ def grid(
         Resolved; uses ``merge_distance``, ``foreground``, ``min_area_px``, ``size`` and, for
         contrastive embeddings, ``erosion``.
     classes : (3, Y, X) uint8, optional
+    background : (E,) float32, optional
+        The background code of a field of which this is a part; else found here.
 
     Returns
     -------
     (Y, X) uint32
     """
-    assert settings.merge_distance is not None and settings.min_area_px is not None
-    assert settings.size is not None and settings.erosion is not None
-    field = embedding.shape[1:]
-    shape = working_shape(field, settings.size)
-    features = _centres(embedding) if kind == "spatial" else embedding
-    mask = _foreground(embedding, kind, settings, classes)
-    if not mask.any():
-        return np.zeros(field, np.uint32)
-    small = resized_bilinear(features, shape)
+    grown = grid_grown(
+        embedding, kind=kind, settings=settings, classes=classes, background=background
+    )
+    return grid_labels(grown, settings)
+
+
+def grid_grown(
+    embedding: np.ndarray,
+    *,
+    kind: str,
+    settings: Clustering,
+    classes: np.ndarray | None = None,
+    background: np.ndarray | None = None,
+) -> Grown:
+    """Rules 1 and 2: the merges up to ``merge_distance``; see :func:`grid`."""
+    assert settings.merge_distance is not None and settings.size is not None
+    shape = working_shape(embedding.shape[1:], settings.size)
+    mask = _foreground(embedding, kind, settings, classes, background)
     small_mask = resized_bilinear(mask[None].astype(np.float32), shape)[0] >= 0.5
-    labels = merged(small, small_mask, kind == "spatial", settings.merge_distance)
-    if kind == "contrastive":
+    features = _centres(embedding) if kind == "spatial" else embedding
+    tree = merge_tree(
+        resized_bilinear(features, shape), small_mask, kind == "spatial", settings.merge_distance
+    )
+    return Grown(kind, mask, small_mask, tree)
+
+
+def grid_labels(grown: Grown, settings: Clustering) -> np.ndarray:
+    """Rules 3 to 5: the label image of merges.
+
+    Parameters
+    ----------
+    grown : Grown
+    settings : Clustering
+        As those it was grown with; ``erosion``, ``min_area_px`` and ``merge_distance`` may be
+        others, the last one out of :data:`LADDER` and not above the one it was grown with.
+
+    Returns
+    -------
+    (Y, X) uint32
+        What :func:`grid` gives for the settings.
+    """
+    assert settings.merge_distance is not None and settings.min_area_px is not None
+    assert settings.erosion is not None
+    labels = np.zeros(grown.small_mask.shape, np.int32)
+    labels[grown.small_mask] = grown.tree.cut(settings.merge_distance) + 1
+    if grown.kind == "contrastive":
         labels = separated(labels, settings.erosion)
-    labels = np.where(mask, enlarged_nearest(labels, field), 0).astype(np.int32)
+    labels = np.where(grown.mask, enlarged_nearest(labels, grown.mask.shape), 0).astype(np.int32)
     return finished(labels, settings.min_area_px)
 
 
 def _centres(embedding: np.ndarray) -> np.ndarray:
-    """Predicted centre y, x in px of the field, and bandwidth: (3, Y, X) float32."""
+    """Predicted centre y, x in px of the field, and bandwidth: (3, Y, X) float64."""
     _, height, width = embedding.shape
-    rows = np.arange(height, dtype=np.float32)[:, None]
-    columns = np.arange(width, dtype=np.float32)
-    return np.stack([embedding[0] + rows, embedding[1] + columns, embedding[2]])
+    centres = embedding[:3].astype(np.float64)
+    centres[0] += np.arange(height)[:, None]
+    centres[1] += np.arange(width)
+    return centres
 
 
 def _foreground(
-    embedding: np.ndarray, kind: str, settings: Clustering, classes: np.ndarray | None
+    embedding: np.ndarray,
+    kind: str,
+    settings: Clustering,
+    classes: np.ndarray | None,
+    background: np.ndarray | None,
 ) -> np.ndarray:
     """The foreground at the size of the field: (Y, X) bool."""
-    assert settings.foreground is not None and settings.merge_distance is not None
+    assert settings.foreground is not None
     if classes is not None:
-        return classes[0] < 255 * (1 - settings.foreground)
+        return np.asarray(classes[0] < 255 * (1 - settings.foreground))
     if kind == "spatial":
         return np.asarray(embedding[3] > settings.foreground)
-    code = _background_code(embedding, settings.merge_distance)
+    if background is None:
+        rows, columns = sample_places(embedding.shape[1:])
+        sample = embedding[:, rows[:, None], columns]
+        background = background_code(sample)
     length = np.sqrt(np.einsum("eyx,eyx->yx", embedding, embedding))
-    cosine = np.einsum("e,eyx->yx", code, embedding) / np.where(length > 0, length, 1)
+    cosine = np.einsum("e,eyx->yx", background, embedding) / np.where(length > 0, length, 1)
     return np.asarray(1 - cosine > settings.foreground)
 
 
-def _background_code(embedding: np.ndarray, merge_distance: float) -> np.ndarray:
-    """The direction of the mean of the most common cluster: (E,) float32 of length 1 or 0."""
-    channels, height, width = embedding.shape
+def sample_places(field: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and columns of a regular sample of a field, at most 32 of each."""
     rows, columns = (
-        np.arange(min(side, _SAMPLE_SIDE)) * side // min(side, _SAMPLE_SIDE)
-        for side in (height, width)
+        (2 * np.arange(min(side, _SAMPLE_SIDE)) + 1) * side // (2 * min(side, _SAMPLE_SIDE))
+        for side in field
     )
-    sample = embedding[:, rows[:, None], columns].reshape(channels, -1).T.astype(np.float64)
-    clusters = linkage_partition(sample, merge_distance)
-    mean = sample[clusters == np.argmax(np.bincount(clusters))].mean(axis=0)
+    return rows, columns
+
+
+def background_code(sample: np.ndarray) -> np.ndarray:
+    """The direction of the mean of the most common cluster of a sample.
+
+    Parameters
+    ----------
+    sample : (E, h, w) float32
+
+    Returns
+    -------
+    (E,) float32, of length 1; 0 where the mean is
+    """
+    points = sample.reshape(len(sample), -1).T.astype(np.float64)
+    clusters = linkage_partition(points, _BACKGROUND_DISTANCE)
+    mean = points[clusters == np.argmax(np.bincount(clusters))].mean(axis=0)
     length = float(np.linalg.norm(mean))
     return np.asarray(mean / length if length > 0 else mean, dtype=np.float32)
 
 
-def merged(
+def merge_tree(
     features: np.ndarray, mask: np.ndarray, spatial: bool, merge_distance: float
-) -> np.ndarray:
-    """The clusters of mutual-best merging of touching pixels, before any clean-up.
+) -> MergeTree:
+    """The merges of touching clusters, by rule 2 of this module.
 
     Parameters
     ----------
-    features : (E, Y, X) float32
+    features : (E, Y, X) float32 or float64
         Vectors compared by cosine; or, if ``spatial``, centre y, centre x and bandwidth.
     mask : (Y, X) bool
-        The pixels to cluster.
+        The pixels to cluster; they are the points of the tree, in row-major order.
     spatial : bool
     merge_distance : float
-
-    Returns
-    -------
-    (Y, X) int32
-        Clusters numbered from 1 in row-major order, 0 outside the mask.
     """
-    sums = features[:, mask].T.astype(np.float64)
+    sums = np.ascontiguousarray(features[:, mask].T, dtype=np.float64)
     if not spatial:
-        length = np.linalg.norm(sums, axis=1, keepdims=True)
+        length = np.sqrt(np.einsum("ne,ne->n", sums, sums))[:, None]
         sums /= np.where(length > 0, length, 1)
-    cluster = _rounds(np.ascontiguousarray(sums), _touching(mask), spatial, merge_distance)
-    labels = np.zeros(mask.shape, np.int32)
-    labels[mask] = np.unique(cluster, return_inverse=True)[1] + 1
-    return labels
+    steps = _CENTRE_STEPS if spatial else _VECTOR_STEPS
+    np.rint(sums * steps, out=sums)
+    sums /= steps
+    below = [distance for distance in LADDER if distance < merge_distance]
+    pairs, level = _agglomerated(
+        sums, _touching(mask), spatial, np.array([*below, merge_distance])
+    )
+    # a merge of the level up to b belongs to every cut at b or above: its height is the level below
+    return MergeTree(len(sums), pairs, np.array([0.0, *below])[level])
 
 
 @compiled
@@ -171,108 +277,197 @@ def _distance(sums: np.ndarray, counts: np.ndarray, one: int, two: int, spatial:
     total = 0.0
     for k in range(sums.shape[1]):
         total += sums[one, k] * sums[two, k]
-    return 1.0 - total / (float(counts[one]) * float(counts[two]))
+    # never negative: unit vectors that were rounded can be longer than 1
+    return max(0.0, 1.0 - total / (float(counts[one]) * float(counts[two])))
 
 
 @compiled
-def _rounds(
-    sums: np.ndarray, pairs: np.ndarray, spatial: bool, merge_distance: float
-) -> np.ndarray:
-    """The cluster of each node, named by one of its nodes; ``sums`` and ``pairs`` are used up.
+def _agglomerated(
+    sums: np.ndarray, pairs: np.ndarray, spatial: bool, levels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """All merges, and the index of the level of each; ``sums`` and ``pairs`` are used up.
 
+    A round looks at the pairs of touching clusters (several, if these share a longer border).
     Pairs have a strict order (:func:`_before`), so the first of all is always mutual and every
-    round but the last merges something.
+    round but the last of a level merges something.
     """
     size = len(sums)
     counts = np.ones(size, np.int64)
     parent = np.arange(size).astype(np.int32)
+    alive = np.arange(size).astype(np.int32)
+    changed = np.ones(size, np.bool_)
+    best = np.full(size, np.int32(-1))  # the nearest pair of each cluster
     distance = np.empty(len(pairs), np.float64)
-    stale = np.ones(size, np.bool_)
-    best = np.empty(size, np.int32)  # the nearest pair of each cluster
-    left = len(pairs)
-    changed = True
-    while changed:
-        for i in range(left):
-            one, two = pairs[i]
-            if stale[one] or stale[two]:
-                distance[i] = _distance(sums, counts, one, two, spatial)
-        stale[:] = False
-        best[:] = -1
-        for i in range(left):
-            if distance[i] < merge_distance:
-                for node in pairs[i]:
-                    if best[node] < 0 or _before(i, best[node], pairs, distance):
-                        best[node] = i
-        slack = _SLACK * merge_distance
-        changed = False
-        for i in range(left):
-            one, two = pairs[i]
-            if counts[two] > counts[one]:
-                one, two = two, one
-            if best[two] != i:
-                continue
-            within = distance[i] <= (1 + _SLACK) * distance[best[one]] + slack
-            if best[one] == i or (within and _HUB * counts[two] <= counts[one]):
-                parent[two] = one
-                stale[one] = True
-                changed = True
-        _gather(pairs[:left], parent, sums, counts)
-        left = _contracted(pairs, distance, left, parent)
-    for node in range(size):
-        parent[node] = root_of(parent, node)
-    return parent
-
-
-@compiled
-def _gather(pairs: np.ndarray, parent: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> None:
-    """Add what was merged in this round to its cluster; what was added holds no pixels more."""
-    for i in range(len(pairs)):
-        for node in pairs[i]:
-            root = root_of(parent, node)
-            if root != node and counts[node] > 0:
-                counts[root] += counts[node]
-                sums[root] += sums[node]
-                counts[node] = 0
-
-
-@compiled
-def _before(one: int, two: int, pairs: np.ndarray, distance: np.ndarray) -> bool:
-    """Whether a pair comes before another: nearer, or as near and first in a scattered order.
-
-    In the order of the nodes, a region of equal vectors would merge one pixel a round.
-    """
-    if distance[one] != distance[two]:
-        return bool(distance[one] < distance[two])
-    first, second = _scattered(pairs[one]), _scattered(pairs[two])
-    if first != second:
-        return bool(first < second)
-    if pairs[one, 0] != pairs[two, 0]:
-        return bool(pairs[one, 0] < pairs[two, 0])
-    return bool(pairs[one, 1] < pairs[two, 1])
-
-
-@compiled
-def _scattered(pair: np.ndarray) -> np.uint64:
-    """A number that depends on a pair of nodes and looks random (the finaliser of splitmix64)."""
-    bits = (np.uint64(pair[0]) << np.uint64(32)) | np.uint64(pair[1])
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    merges = np.empty((max(size - 1, 0), 2), np.int32)
+    level_of = np.empty(max(size - 1, 0), np.int32)
+    made = 0
+    for level in range(levels.size):
+        while True:
+            left = _contracted(pairs, distance, parent, changed, (sums, counts, spatial))
+            pairs, distance = pairs[:left], distance[:left]
+            if not _chosen(pairs, distance, levels[level], best, (sums, counts, spatial)):
+                break
+            end = _joined(pairs, best, alive, counts, merges, made)
+            level_of[made:end] = level
+            _gathered(merges[made:end], parent, changed, sums, counts)
+            alive = _still(alive, parent)
+            made = end
+    return merges[:made], level_of[:made]
 
 
 @compiled
 def _contracted(
     pairs: np.ndarray,
     distance: np.ndarray,
-    left: int,
     parent: np.ndarray,
+    changed: np.ndarray,
+    clusters: tuple[np.ndarray, np.ndarray, bool],
 ) -> int:
-    """Pairs renamed to the clusters they lie in, without those inside one; how many are left."""
+    """Pairs renamed to the clusters they lie in, without those inside one; how many are left.
+
+    The lower node comes first.  Distances of clusters that changed are computed anew; afterwards none has changed.
+    """
+    sums, counts, spatial = clusters
     kept = 0
-    for i in range(left):
-        one, two = root_of(parent, pairs[i, 0]), root_of(parent, pairs[i, 1])
-        if one != two:
-            pairs[kept, 0], pairs[kept, 1] = min(one, two), max(one, two)
-            distance[kept] = distance[i]
-            kept += 1
+    for i in range(len(pairs)):
+        one, two = parent[pairs[i, 0]], parent[pairs[i, 1]]
+        if one == two:
+            continue
+        pairs[kept, 0], pairs[kept, 1] = min(one, two), max(one, two)
+        distance[kept] = distance[i]
+        if changed[one] or changed[two]:
+            distance[kept] = _distance(sums, counts, one, two, spatial)
+        kept += 1
+    changed[:] = False
     return kept
+
+
+@compiled
+def _chosen(
+    pairs: np.ndarray,
+    distance: np.ndarray,
+    level: float,
+    best: np.ndarray,
+    clusters: tuple[np.ndarray, np.ndarray, bool],
+) -> bool:
+    """Put the first pair below the level of each cluster in ``best``; whether there is any."""
+    found = False
+    for i in range(len(pairs)):
+        if distance[i] < level:
+            found = True
+            for node in (pairs[i, 0], pairs[i, 1]):
+                held = best[node]
+                if (
+                    held < 0
+                    or distance[i] < distance[held]
+                    or (distance[i] == distance[held] and _before(pairs[i], pairs[held], clusters))
+                ):
+                    best[node] = i
+    return found
+
+
+@compiled
+def _joined(
+    pairs: np.ndarray,
+    best: np.ndarray,
+    alive: np.ndarray,
+    counts: np.ndarray,
+    merges: np.ndarray,
+    made: int,
+) -> int:
+    """Merge the mutual pairs, and small clusters with their much larger nearest.
+
+    Merges are written from ``made`` on, as (larger, smaller); returns the end of them.
+    """
+    for small in alive:
+        if best[small] < 0:
+            continue
+        one, two = pairs[best[small], 0], pairs[best[small], 1]
+        large = one if two == small else two
+        mutual = best[large] == best[small] and (
+            counts[small] < counts[large] or (counts[small] == counts[large] and small > large)
+        )
+        if mutual or _HUB * counts[small] <= counts[large]:
+            merges[made, 0], merges[made, 1] = large, small
+            made += 1
+    best[alive] = -1
+    return made
+
+
+@compiled
+def _gathered(
+    merges: np.ndarray,
+    parent: np.ndarray,
+    changed: np.ndarray,
+    sums: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Add each cluster that was merged to the one it now lies in, and note that as changed."""
+    for i in range(len(merges)):
+        parent[merges[i, 1]] = merges[i, 0]
+    for i in range(len(merges)):
+        node = merges[i, 1]
+        root = root_of(parent, node)
+        parent[node] = root
+        changed[root] = True
+        counts[root] += counts[node]
+        for k in range(sums.shape[1]):
+            sums[root, k] += sums[node, k]
+
+
+@compiled
+def _still(alive: np.ndarray, parent: np.ndarray) -> np.ndarray:
+    """The clusters that were not merged into others; in place."""
+    kept = 0
+    for node in alive:
+        if parent[node] == node:
+            alive[kept] = node
+            kept += 1
+    return alive[:kept]
+
+
+@compiled
+def _before(
+    one: np.ndarray, two: np.ndarray, clusters: tuple[np.ndarray, np.ndarray, bool]
+) -> bool:
+    """Whether a pair comes before another of equal distance, in a scattered order.
+
+    In the order of the nodes, a region of equal vectors would merge one pixel a round.
+    """
+    if one[0] == two[0] and one[1] == two[1]:
+        return False
+    first, second = _content(one, clusters), _content(two, clusters)
+    if first == second:
+        first, second = _scattered(one), _scattered(two)
+    if first != second:
+        return bool(first < second)
+    return bool(one[0] < two[0] or (one[0] == two[0] and one[1] < two[1]))
+
+
+@compiled
+def _content(
+    pair: np.ndarray, clusters: tuple[np.ndarray, np.ndarray, bool]
+) -> np.uint64:
+    """A number that depends on what two clusters hold, in whatever order, and looks random."""
+    sums, counts, spatial = clusters
+    total = np.uint64(0)
+    for node in pair:
+        bits = np.uint64(counts[node])
+        for k in range(2 if spatial else 0, sums.shape[1]):
+            bits = _mixed(bits ^ np.uint64(np.int64(sums[node, k] * 16777216.0)))
+        total += bits
+    return total
+
+
+@compiled
+def _scattered(pair: np.ndarray) -> np.uint64:
+    """A number that depends on two nodes and looks random."""
+    return _mixed((np.uint64(pair[0]) << np.uint64(32)) | np.uint64(pair[1]))
+
+
+@compiled
+def _mixed(bits: np.uint64) -> np.uint64:
+    """The finaliser of splitmix64."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -13,6 +13,9 @@ from cellseg_cli.errors import ConfigError, InputError, LimitError
 #: Kernels index pixels by int32: a field that needs more is cut into tiles by the caller.
 MAX_FIELD_PX = 2**31 - 2
 
+#: Predicted centres are counted in steps of 1/4096 px by int32.
+MAX_SIDE_PX = 2**18
+
 #: The channels of a spatial embedding, in order.
 SPATIAL_CHANNELS = ("offset_y_px", "offset_x_px", "bandwidth_px", "seed")
 
@@ -32,7 +35,8 @@ def checked_embedding(embedding: np.ndarray, kind: str) -> np.ndarray:
         If it is no (E, Y, X) array of floats with at least one pixel, has values that are not
         finite (the count is told), or negative bandwidths.
     LimitError
-        If the field has more than :data:`MAX_FIELD_PX` pixels.
+        If the field has more than :data:`MAX_FIELD_PX` pixels, or a side longer than
+        :data:`MAX_SIDE_PX`.
     """
     if embedding.ndim != 3 or embedding.size == 0 or embedding.dtype.kind != "f":
         raise InputError(
@@ -44,7 +48,7 @@ def checked_embedding(embedding: np.ndarray, kind: str) -> np.ndarray:
             f"a spatial embedding has the channels {', '.join(SPATIAL_CHANNELS)}; "
             f"got {len(embedding)} channels"
         )
-    _check_size(embedding.shape[1] * embedding.shape[2])
+    _check_size(embedding.shape[1], embedding.shape[2])
     values = np.ascontiguousarray(embedding, dtype=np.float32)
     _check_finite(values, "the embedding")
     if kind == "spatial" and (count := int(np.count_nonzero(values[2] < 0))):
@@ -97,11 +101,11 @@ def check_points(points: np.ndarray) -> None:
     _check_finite(points, "the points")
 
 
-def _check_size(pixels: int) -> None:
-    if pixels > MAX_FIELD_PX:
+def _check_size(height: int, width: int) -> None:
+    if height * width > MAX_FIELD_PX or max(height, width) > MAX_SIDE_PX:
         raise LimitError(
-            f"a field of {pixels} px is too large to cluster at once "
-            f"(at most {MAX_FIELD_PX} px); cut it into tiles"
+            f"a field of {height}×{width} px is too large to cluster at once (at most "
+            f"{MAX_FIELD_PX} px, and {MAX_SIDE_PX} on a side); cut it into tiles"
         )
 
 

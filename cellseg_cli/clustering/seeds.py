@@ -7,15 +7,21 @@ centres.  The idea is that of Neven et al. 2019 (arXiv 1906.11109) and EmbedSeg 
 2021); the rules below are our own where these leave them open:
 
 1. Foreground is where the seed value is above ``foreground``.
-2. The free foreground pixel of highest seed value (equal ones: the first in row-major order)
-   starts an instance, unless its value is below ``seed_level``.  Its disc is moved once, to the
-   seed-weighted mean of the centres of the free pixels in it, with the like mean of bandwidths.
+2. The free foreground pixel of highest seed value starts an instance, unless its value is below
+   ``seed_level``; of equal ones the one nearest to its own centre, then the first in row-major
+   order.  Its disc is moved once, to the seed-weighted mean of the centres of the free pixels in
+   it, with the like mean of bandwidths.
 3. The instance is all free pixels in the disc.  It is refused if these are fewer than
    ``min_area_px`` or not more than half of all pixels in the disc (the rest being taken by earlier
    instances); its pixels stay free but start no instance.
 4. When no seed is left, each free foreground pixel goes to the instance of highest phi, if that
    is at least :data:`LEFTOVER_PHI`.
 5. Pieces and holes are settled by :func:`~cellseg_cli.clustering.pieces.finished`.
+
+Centres and bandwidths are counted in steps of 1/4096 px and seed weights in steps of 1/1024, so
+that all sums are exact: the label image depends neither on the order of the pixels, nor on where
+in a larger field they lie, nor on the machine.  Mirroring the field mirrors it, but for pixels
+that tie in seed value and distance to their centre.
 
 Foreground pixels are sorted by the 1 px bin of their predicted centre, so a disc is read from a
 few short ranges, whatever the shape and length of the cell, and no window bounds it.
@@ -33,6 +39,17 @@ from .settings import Clustering
 
 #: Membership below which a leftover foreground pixel joins no instance.
 LEFTOVER_PHI = 0.1
+
+#: Radius over sigma of the disc in which phi is at least 0.5, and at least LEFTOVER_PHI.
+CORE_REACH = math.sqrt(2 * math.log(2.0))
+LEFTOVER_REACH = math.sqrt(-2 * math.log(LEFTOVER_PHI))
+
+#: Steps of a centre or bandwidth in a px, and of a seed weight from 0 to 1.
+STEPS, WEIGHT_STEPS = 4096, 1024
+
+#: Offsets and bandwidths are cut off here, which keeps sums of weighted distances within int64
+#: for instances of up to 2^28 px.
+WIDEST_PX = 4096
 
 _FREE, _SPENT = 0, -1  # spent: may be taken, but starts no instance
 
@@ -79,15 +96,15 @@ def grown_instances(
     (Y, X) int32
     """
     shape = values.shape[1:]
-    starts, pixel, centre_y, centre_x, slot = _by_centre(values, np.float32(foreground))
+    starts, pixel, centre_y, centre_x, place_of = _by_centre(values, np.float32(foreground))
     if len(pixel) == 0:
         return np.zeros(shape, np.int32)
-    order = _by_falling_seed(values[3], slot, np.float32(foreground), np.float32(seed_level))
-    bandwidth = values[2].ravel()[pixel]
-    seed = values[3].ravel()[pixel]
+    order = _by_falling_seed(values, place_of, np.float32(foreground), np.float32(seed_level))
+    bandwidth = _bandwidths(values[2].ravel()[pixel])
+    weight = np.rint(np.minimum(values[3].ravel()[pixel], 1) * WEIGHT_STEPS).astype(np.int32)
     plane = (starts, centre_y, centre_x)
-    owner, discs = _grow(shape, plane, bandwidth, seed, order, min_area_px)
-    _give_leftovers(shape, plane, owner, discs, math.sqrt(-2 * math.log(LEFTOVER_PHI)))
+    owner, discs = _grow(shape, plane, (bandwidth, weight), order, min_area_px)
+    _give_leftovers(shape, plane, owner, discs)
     labels = np.zeros(shape, np.int32)
     labels.ravel()[pixel] = np.maximum(owner, 0)
     return labels
@@ -107,7 +124,7 @@ def _by_centre(
         nearest bin.
     pixel : (n,) int32
         Flat index of the pixel at each place.
-    centre_y, centre_x : (n,) float32
+    centre_y, centre_x : (n,) int32, steps
     place_of : (n,) int32
         The place of each foreground pixel, in row-major order.
     """
@@ -117,8 +134,8 @@ def _by_centre(
     for y in range(height):
         for x in range(width):
             if values[3, y, x] > foreground:
-                row = _bin(np.float32(y) + values[0, y, x], height)
-                column = _bin(np.float32(x) + values[1, y, x], width)
+                row = _bin(_step(values[0, y, x], y), height)
+                column = _bin(_step(values[1, y, x], x), width)
                 starts[row, column] += 1
                 count += 1
     total = 0
@@ -129,14 +146,14 @@ def _by_centre(
             total += held
     fill = starts.copy()
     pixel = np.empty(count, np.int32)
-    centre_y, centre_x = np.empty(count, np.float32), np.empty(count, np.float32)
+    centre_y, centre_x = np.empty(count, np.int32), np.empty(count, np.int32)
     place_of = np.empty(count, np.int32)
     count = 0
     for y in range(height):
         for x in range(width):
             if values[3, y, x] > foreground:
-                here_y = np.float32(y) + values[0, y, x]
-                here_x = np.float32(x) + values[1, y, x]
+                here_y = _step(values[0, y, x], y)
+                here_x = _step(values[1, y, x], x)
                 row, column = _bin(here_y, height), _bin(here_x, width)
                 place = fill[row, column]
                 fill[row, column] += 1
@@ -149,35 +166,55 @@ def _by_centre(
 
 
 @compiled
-def _bin(centre: np.float32, size: int) -> int:
-    """The 1 px bin of a coordinate, the nearest one for coordinates outside the field."""
-    return int(min(max(centre, np.float32(0)), np.float32(size - 1)))
+def _step(offset: np.float32, place: int) -> np.int32:
+    """A place in px and an offset from it, together in steps."""
+    offset = min(max(offset, np.float32(-WIDEST_PX)), np.float32(WIDEST_PX))
+    return np.int32(place * STEPS + np.int32(np.rint(offset * np.float32(STEPS))))
+
+
+@compiled
+def _bandwidths(lengths: np.ndarray) -> np.ndarray:
+    """Bandwidths in px as steps, at least 1: (n,) int32."""
+    steps = np.empty(lengths.size, np.int32)
+    for i in range(lengths.size):
+        steps[i] = max(_step(lengths[i], 0), 1)
+    return steps
+
+
+@compiled
+def _bin(centre: int, size: int) -> int:
+    """The 1 px bin of a centre in steps, the nearest one for centres outside the field."""
+    return min(max(centre // STEPS, 0), size - 1)
 
 
 @compiled
 def _by_falling_seed(
-    seed: np.ndarray, place_of: np.ndarray, foreground: np.float32, seed_level: np.float32
+    values: np.ndarray, place_of: np.ndarray, foreground: np.float32, seed_level: np.float32
 ) -> np.ndarray:
-    """The places of the pixels that may start an instance, highest seed value first.
+    """The places of the pixels that may start an instance, in the order of rule 2.
 
-    Equal values keep row-major order.  A radix sort on the bits of the values, which for
-    positive floats are ordered like the values.
+    A radix sort on the bits of seed value and squared offset, which for floats that are not
+    negative are ordered like the values.
     """
-    keys = np.empty(place_of.size, np.uint32)
+    keys = np.empty(place_of.size, np.uint64)
     order = np.empty(place_of.size, np.int32)
+    one = np.empty(2, np.float32)
+    bits = one.view(np.uint32)
     count = 0
     index = 0
-    bits = seed.view(np.uint32)
-    for y in range(seed.shape[0]):
-        for x in range(seed.shape[1]):
-            if seed[y, x] > foreground:
-                if seed[y, x] >= seed_level:
-                    keys[count] = ~bits[y, x]
+    for y in range(values.shape[1]):
+        for x in range(values.shape[2]):
+            if values[3, y, x] > foreground:
+                if values[3, y, x] >= seed_level:
+                    down, across = _step(values[0, y, x], 0), _step(values[1, y, x], 0)
+                    one[0] = values[3, y, x]
+                    one[1] = np.float32(np.int64(down) * down + np.int64(across) * across)
+                    keys[count] = (np.uint64(~bits[0]) << np.uint64(32)) | np.uint64(bits[1])
                     order[count] = place_of[index]
                     count += 1
                 index += 1
     keys, order = keys[:count], order[:count]
-    for shift in (0, 11, 22):
+    for shift in (0, 11, 22, 33, 44, 55):
         keys, order = _sorted_by_digit(keys, order, shift)
     return order
 
@@ -189,12 +226,12 @@ def _sorted_by_digit(
     """One stable counting pass on 11 bits of the keys."""
     place = np.zeros(2049, np.int64)
     for key in keys:
-        place[((key >> np.uint32(shift)) & np.uint32(2047)) + 1] += 1
+        place[((key >> np.uint64(shift)) & np.uint64(2047)) + np.uint64(1)] += 1
     for digit in range(2048):
         place[digit + 1] += place[digit]
     sorted_keys, sorted_order = np.empty_like(keys), np.empty_like(order)
     for i in range(keys.size):
-        digit = (keys[i] >> np.uint32(shift)) & np.uint32(2047)
+        digit = (keys[i] >> np.uint64(shift)) & np.uint64(2047)
         sorted_keys[place[digit]] = keys[i]
         sorted_order[place[digit]] = order[i]
         place[digit] += 1
@@ -205,41 +242,39 @@ def _sorted_by_digit(
 def _grow(
     shape: tuple[int, int],
     plane: tuple[np.ndarray, np.ndarray, np.ndarray],
-    bandwidth: np.ndarray,
-    seed: np.ndarray,
+    weighted: tuple[np.ndarray, np.ndarray],
     order: np.ndarray,
     min_area_px: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Instances in the order of their seeds.
 
-    Returns ``owner`` (n,) int32, the instance of each place (from 1; 0 or less: free), and
-    ``discs`` (instances, 3) float32: centre y, centre x and bandwidth.
+    ``weighted`` are bandwidth in steps and seed weight at each place, int32.  Returns ``owner``
+    (n,) int32, the instance of each place (from 1; 0 or less: free), and ``discs``
+    (instances, 3) int64: centre y, centre x and bandwidth, in steps.
     """
+    bandwidth = weighted[0]
     owner = np.zeros(bandwidth.size, np.int32)
-    discs = np.empty((64, 3), np.float32)
+    discs = np.empty((64, 3), np.int64)
     inside = np.empty(bandwidth.size, np.int32)
-    radius_over_bandwidth = np.float32(math.sqrt(2 * math.log(2.0)))
     count = 0
     for first in order:
         if owner[first] != _FREE:
             continue
-        y, x, sigma = plane[1][first], plane[2][first], bandwidth[first]
-        taken, free = _in_disc(shape, plane, owner, (y, x, sigma * radius_over_bandwidth), inside)
+        disc = np.int64(plane[1][first]), np.int64(plane[2][first]), np.int64(bandwidth[first])
+        taken, free = _in_disc(shape, plane, owner, disc, CORE_REACH, inside)
         if 2 * free > taken + free and free >= min_area_px:
-            y, x, sigma = _moved(plane, bandwidth, seed, inside[:free])
-            taken, free = _in_disc(
-                shape, plane, owner, (y, x, sigma * radius_over_bandwidth), inside
-            )
+            disc = _moved(plane, weighted, first, inside[:free])
+            taken, free = _in_disc(shape, plane, owner, disc, CORE_REACH, inside)
         owner[first] = _SPENT
         if free < min_area_px or free <= taken:
             for i in inside[:free]:
                 owner[i] = _SPENT
             continue
         if count == len(discs):
-            larger = np.empty((2 * count, 3), np.float32)
+            larger = np.empty((2 * count, 3), np.int64)
             larger[:count] = discs
             discs = larger
-        discs[count, 0], discs[count, 1], discs[count, 2] = y, x, sigma
+        discs[count, 0], discs[count, 1], discs[count, 2] = disc
         count += 1
         for i in inside[:free]:
             owner[i] = count
@@ -251,12 +286,14 @@ def _in_disc(
     shape: tuple[int, int],
     plane: tuple[np.ndarray, np.ndarray, np.ndarray],
     owner: np.ndarray,
-    disc: tuple[np.float32, np.float32, np.float32],
+    disc: tuple[int, int, int],
+    reach: float,
     inside: np.ndarray,
 ) -> tuple[int, int]:
-    """How many places in a disc are taken, and how many free; these are put in ``inside``."""
+    """How many places within reach of a disc are taken, and how many free: put in ``inside``."""
     starts, centre_y, centre_x = plane
-    y, x, radius = disc
+    y, x, sigma = disc
+    radius = np.int64(np.rint(reach * sigma))
     left = _bin(x - radius, shape[1])
     right = _bin(x + radius, shape[1]) + 1
     taken, free = 0, 0
@@ -275,18 +312,30 @@ def _in_disc(
 @compiled
 def _moved(
     plane: tuple[np.ndarray, np.ndarray, np.ndarray],
-    bandwidth: np.ndarray,
-    seed: np.ndarray,
+    weighted: tuple[np.ndarray, np.ndarray],
+    first: int,
     inside: np.ndarray,
-) -> tuple[np.float32, np.float32, np.float32]:
-    """The seed-weighted mean centre and bandwidth of places, summed in float64."""
-    weight, y, x, sigma = 0.0, 0.0, 0.0, 0.0
+) -> tuple[int, int, int]:
+    """The seed-weighted mean centre and bandwidth of places, to the nearest step.
+
+    Summed relative to the first pixel of the disc, where numbers are small.
+    """
+    bandwidth, weight = weighted
+    at_y, at_x = np.int64(plane[1][first]), np.int64(plane[2][first])
+    total, y, x, sigma = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for place in inside:
-        weight += seed[place]
-        y += float(seed[place]) * plane[1][place]
-        x += float(seed[place]) * plane[2][place]
-        sigma += float(seed[place]) * bandwidth[place]
-    return np.float32(y / weight), np.float32(x / weight), np.float32(sigma / weight)
+        here = np.int64(weight[place])
+        total += here
+        y += here * (plane[1][place] - at_y)
+        x += here * (plane[2][place] - at_x)
+        sigma += here * bandwidth[place]
+    if total == 0:  # seed values below half a step
+        return at_y, at_x, np.int64(bandwidth[first])
+    return (
+        at_y + np.int64(np.rint(y / total)),
+        at_x + np.int64(np.rint(x / total)),
+        np.int64(np.rint(sigma / total)),
+    )
 
 
 @compiled
@@ -295,19 +344,18 @@ def _give_leftovers(
     plane: tuple[np.ndarray, np.ndarray, np.ndarray],
     owner: np.ndarray,
     discs: np.ndarray,
-    reach: float,
 ) -> None:
-    """Free places to the disc of highest phi, within ``reach`` bandwidths; ``owner`` in place."""
-    best = np.full(owner.size, np.float32(reach * reach))
+    """Free places to the disc of highest phi (equal ones: the earlier); ``owner`` in place."""
+    best = np.empty(owner.size, np.float64)
     candidate = np.zeros(owner.size, np.int32)
     inside = np.empty(owner.size, np.int32)
     for disc in range(len(discs)):
         y, x, sigma = discs[disc, 0], discs[disc, 1], discs[disc, 2]
-        _, free = _in_disc(shape, plane, owner, (y, x, sigma * np.float32(reach)), inside)
+        _, free = _in_disc(shape, plane, owner, (y, x, sigma), LEFTOVER_REACH, inside)
         for place in inside[:free]:
-            down, across = (plane[1][place] - y) / sigma, (plane[2][place] - x) / sigma
-            distance = down * down + across * across
-            if distance <= best[place] and (candidate[place] == 0 or distance < best[place]):
+            down, across = plane[1][place] - y, plane[2][place] - x
+            distance = (down * down + across * across) / (sigma * sigma)
+            if candidate[place] == 0 or distance < best[place]:
                 best[place] = distance
                 candidate[place] = disc + 1
     for place in range(owner.size):

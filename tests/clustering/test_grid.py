@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cellseg_cli.clustering import Clustering, cluster
-from cellseg_cli.clustering.grid import merged
+from cellseg_cli.clustering.grid import LADDER, grid, grid_grown, grid_labels, merge_tree
+from cellseg_cli.clustering.settings import resolve
 
 Field = Callable[..., np.ndarray]
 Compare = Callable[[np.ndarray, np.ndarray], bool]
@@ -23,6 +24,16 @@ def coded(labels: np.ndarray, seed: int, noise: float = 0.15) -> np.ndarray:
     values = codes[labels].transpose(2, 0, 1)
     values = values + noise * rng.standard_normal(values.shape)
     return (values / np.linalg.norm(values, axis=0)).astype(np.float16)
+
+
+def merged(
+    features: np.ndarray, mask: np.ndarray, spatial: bool, merge_distance: float
+) -> np.ndarray:
+    """The clusters, before any clean-up, as an image."""
+    labels = np.zeros(mask.shape, np.int32)
+    tree = merge_tree(features, mask, spatial, merge_distance)
+    labels[mask] = tree.cut(merge_distance) + 1
+    return labels
 
 
 @pytest.mark.parametrize("size", ["full", "half"])
@@ -89,14 +100,33 @@ def test_clusters_are_connected_and_touching_ones_are_far_apart(
 
 @given(st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=20)
-def test_a_mirrored_field_gives_the_mirrored_partition(seed: int) -> None:
+def test_a_mirrored_field_gives_the_mirrored_partition(
+    same_partition: Compare, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((8, 15, 22)).astype(np.float32)
     mask = np.ones((15, 22), bool)
     straight = merged(features, mask, False, 0.8)
     turned = merged(np.ascontiguousarray(features[:, ::-1, ::-1]), mask, False, 0.8)[::-1, ::-1]
-    pairs = np.unique(np.stack([straight.ravel(), turned.ravel()]), axis=1)
-    assert pairs.shape[1] == straight.max() == turned.max()
+    assert same_partition(straight, turned)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["contrastive", "spatial"]), st.booleans())
+@settings(deadline=None, max_examples=25)
+def test_one_tree_holds_the_label_images_of_all_distances_of_the_ladder(
+    seed: int, kind: str, half: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    embedding = ndimage.gaussian_filter(rng.standard_normal((4, 21, 34)), (0, 1, 1))
+    embedding = (embedding / np.abs(embedding).max(axis=(1, 2), keepdims=True)).astype(np.float32)
+    embedding[2:] = np.abs(embedding[2:]) + 0.01 if kind == "spatial" else embedding[2:]
+    size = "half" if half else "full"
+    grown = grid_grown(
+        embedding, kind=kind, settings=resolve(Clustering("grid", 1.0, 0.1, size=size), kind)
+    )
+    for distance in (d for d in LADDER if d <= 1.0):
+        chosen = resolve(Clustering("grid", distance, 0.1, None, 3, size), kind)
+        assert (grid_labels(grown, chosen) == grid(embedding, kind=kind, settings=chosen)).all()
 
 
 def test_a_large_region_of_one_code_is_one_cluster() -> None:

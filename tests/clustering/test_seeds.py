@@ -22,7 +22,10 @@ def slow_instances(
     values: np.ndarray, foreground: float, seed_level: float, area: int
 ) -> np.ndarray:
     """Rules 1 to 4 of the module, pixel by pixel over the whole field."""
-    offset_y, offset_x, sigma, seed = values.astype(np.float64)
+    offset_y, offset_x, sigma = np.rint(values[:3] * 4096.0) / 4096
+    sigma, seed = np.maximum(sigma, 1 / 4096), values[3].astype(np.float64)
+    weight = np.rint(seed * 1024)
+    inward = offset_y**2 + offset_x**2
     rows, columns = np.mgrid[: seed.shape[0], : seed.shape[1]]
     y, x = rows + offset_y, columns + offset_x
     mask = seed > foreground
@@ -33,18 +36,20 @@ def slow_instances(
         able = mask & (labels == 0) & ~spent & (seed >= seed_level)
         if not able.any():
             break
-        first = np.unravel_index(np.argmax(np.where(able, seed, -1)), seed.shape)
+        first = np.unravel_index(
+            np.lexsort((inward.ravel(), -np.where(able, seed, -1).ravel()))[0], seed.shape
+        )
         centre = (y[first], x[first], sigma[first])
         for moving in (True, False):
-            disc = mask & (
-                np.hypot(y - centre[0], x - centre[1]) <= centre[2] * np.sqrt(2 * np.log(2))
-            )
+            radius = np.rint(centre[2] * np.sqrt(2 * np.log(2)) * 4096) / 4096
+            disc = mask & (np.hypot(y - centre[0], x - centre[1]) <= radius)
             free = disc & (labels == 0)
             good = free.sum() >= area and 2 * free.sum() > disc.sum()
             if not good:
                 break
             if moving:
-                centre = tuple(np.average(part[free], weights=seed[free]) for part in (y, x, sigma))
+                means = (np.average(part[free], weights=weight[free]) for part in (y, x, sigma))
+                centre = tuple(np.rint(mean * 4096) / 4096 for mean in means)
         spent[first] = True
         if good:
             discs.append(centre)
@@ -60,14 +65,18 @@ def slow_instances(
     return labels
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.floats(0.2, 4))
-@settings(deadline=None, max_examples=50)
-def test_equals_a_slow_reading_of_the_rules(seed: int, area: int, spread: float) -> None:
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.floats(0.2, 4), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_equals_a_slow_reading_of_the_rules(
+    seed: int, area: int, spread: float, ties: bool
+) -> None:
     rng = np.random.default_rng(seed)
     values = rng.standard_normal((4, *rng.integers(1, 25, 2))).astype(np.float32)
     values[:2] *= spread
     values[2] = np.abs(values[2]) * 2
     values[3] = rng.random(values[3].shape)
+    if ties:
+        values[3] = np.rint(values[3] * 8) / 8
     assert (grown_instances(values, 0.3, 0.5, area) == slow_instances(values, 0.3, 0.5, area)).all()
 
 
@@ -112,9 +121,9 @@ def test_a_cell_may_be_as_long_as_the_field(spatial: Field) -> None:
 @settings(deadline=None, max_examples=25)
 def test_a_mirrored_field_gives_the_mirrored_partition(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    values = (rng.integers(-256, 257, (4, 24, 31)) / 64).astype(np.float32)
+    values = rng.standard_normal((4, 24, 31)).astype(np.float32)
     values[2] = 1.5 + rng.random((24, 31))
-    values[3] = rng.permutation(24 * 31).reshape(24, 31) / (24 * 31)  # no two seeds tie
+    values[3] = rng.random((24, 31)).astype(np.float16)  # some tie
     straight = grown_instances(values, 0.3, 0.5, 3)
     mirrored = values[:, :, ::-1].copy()
     mirrored[1] *= -1
