@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from .compiled import compiled
-from .pieces import connected_pieces
+from .pieces import connected_pieces, size_ranks
 
 
 def separated(labels: np.ndarray, erosion: str) -> np.ndarray:
@@ -24,7 +24,7 @@ def separated(labels: np.ndarray, erosion: str) -> np.ndarray:
         ``none``: the connected pieces as they are.  ``origin``: those of the eroded clusters; a
         pixel stays if its four neighbours (those inside the field) are of its cluster.
         ``grow``: these, grown back within their cluster, nearest core first (equal ones: the
-        lower number).  Parts of a cluster that are not connected with a core are background.
+        larger core, then the lower number).  Parts of a cluster that are not connected with a core are background.
 
     Returns
     -------
@@ -33,7 +33,7 @@ def separated(labels: np.ndarray, erosion: str) -> np.ndarray:
     if erosion == "none":
         return connected_pieces(labels)[0]
     cores = connected_pieces(_eroded(labels))[0]
-    return cores if erosion == "origin" else _grown(cores, labels)
+    return cores if erosion == "origin" else _grown(cores, labels, size_ranks(cores))
 
 
 @compiled
@@ -55,7 +55,7 @@ def _eroded(labels: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _grown(cores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _grown(cores: np.ndarray, labels: np.ndarray, rank: np.ndarray) -> np.ndarray:
     """Cores grown within their cluster, one 4-connected layer after the other."""
     height, width = labels.shape
     grown = cores.copy()
@@ -81,6 +81,9 @@ def _grown(cores: np.ndarray, labels: np.ndarray) -> np.ndarray:
                 distance[to_y, to_x] = distance[y, x] + 1
                 queue[size] = to_y * width + to_x
                 size += 1
-            elif distance[to_y, to_x] == distance[y, x] + 1:
-                grown[to_y, to_x] = min(grown[to_y, to_x], grown[y, x])
+            elif (
+                distance[to_y, to_x] == distance[y, x] + 1
+                and rank[grown[y, x]] < rank[grown[to_y, to_x]]
+            ):
+                grown[to_y, to_x] = grown[y, x]
     return grown

@@ -4,7 +4,9 @@
    ``foreground``.  Spatial without classes: where the seed value is above it.  Contrastive
    without classes: where the cosine distance from the background code is above it; that code is
    the mean of the largest cluster of average linkage among a regular sample of the field.
-2. Every foreground pixel begins as a cluster.  The distances of :data:`LADDER` below
+   Contrastive with classes: only the interior, where that probability is above ``seed_level``,
+   is clustered.
+2. Every pixel to cluster begins as a cluster.  The distances of :data:`LADDER` below
    ``merge_distance``, and last that itself, are gone through one after the other.  At each, in
    rounds until none are left, all pairs of touching clusters merge that are nearer than it and
    each other's nearest; a cluster of at most 1/8 of its nearest's size merges with that at once.
@@ -13,7 +15,10 @@
    (spatial).
 3. Contrastive: erosion, connected pieces and growing back (:mod:`~cellseg_cli.clustering.cores`).
 4. At a smaller size: nearest-neighbour enlargement, cut to the foreground at full size.
-5. The rules of :func:`~cellseg_cli.clustering.pieces.finished`; by these, clusters that are too
+5. Contrastive with classes: the clusters flood the foreground around them
+   (:func:`~cellseg_cli.clustering.watershed.flooded`).  At a large merge distance that is the
+   method ``watershed``; the embedding adds the borders that the classes do not see.
+6. The rules of :func:`~cellseg_cli.clustering.pieces.finished`; by these, clusters that are too
    small join the instance they share the longest border with.
 
 Since the distances of the ladder come one after the other, the merges made for a large merge
@@ -38,8 +43,10 @@ from .cores import separated
 from .linkage import linkage_partition
 from .pieces import finished, root_of
 from .resizing import enlarged_nearest, resized_bilinear, working_shape
+from .seeds import WIDEST_PX
 from .settings import Clustering
 from .trees import MergeTree
+from .watershed import flooded
 
 #: The distances at which the agglomeration stops to let all merges below happen first.
 LADDER = (
@@ -50,13 +57,13 @@ LADDER = (
 
 _SAMPLE_SIDE = 32  # pixels a side of the sample that finds the background code
 _BACKGROUND_DISTANCE = 0.45  # below which its pixels count as alike
-_VECTOR_STEPS = 2.0**24  # steps of a component from 0 to 1
-_CENTRE_STEPS = 2.0**10  # steps of a px
+VECTOR_STEPS = 2.0**24  # steps of a component from 0 to 1
+CENTRE_STEPS = 2.0**10  # steps of a px
 
 #: A cluster takes in, in the same round, every neighbour of at most 1/8 of its size whose nearest
 #: it is.  Strictly mutual merging would give a large region its rim pixels one a round, and take
 #: the square of the pixels.
-_HUB = 8
+HUB = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +75,19 @@ class Grown:
     kind : str
     mask : (Y, X) bool
         The foreground of the field.
-    small_mask : (y, x) bool
-        That at the working size.
+    clustered : (y, x) bool
+        The pixels at the working size that were clustered.
     tree : MergeTree
-        Of the pixels of ``small_mask`` in row-major order, up to the merge distance asked for.
+        Of these in row-major order, up to the merge distance asked for.
+    interior : (Y, X) uint8 or None
+        The probability times 255 that says in which order the foreground is flooded.
     """
 
     kind: str
     mask: np.ndarray
-    small_mask: np.ndarray
+    clustered: np.ndarray
     tree: MergeTree
+    interior: np.ndarray | None
 
 
 def grid(
@@ -96,7 +106,7 @@ def grid(
     kind : str
     settings : Clustering
         Resolved; uses ``merge_distance``, ``foreground``, ``min_area_px``, ``size`` and, for
-        contrastive embeddings, ``erosion``.
+        contrastive embeddings, ``erosion`` and (with classes) ``seed_level``.
     classes : (3, Y, X) uint8, optional
     background : (E,) float32, optional
         The background code of a field of which this is a part; else found here.
@@ -121,18 +131,23 @@ def grid_grown(
 ) -> Grown:
     """Rules 1 and 2: the merges up to ``merge_distance``; see :func:`grid`."""
     assert settings.merge_distance is not None and settings.size is not None
+    assert settings.seed_level is not None
     shape = working_shape(embedding.shape[1:], settings.size)
     mask = _foreground(embedding, kind, settings, classes, background)
-    small_mask = resized_bilinear(mask[None].astype(np.float32), shape)[0] >= 0.5
+    inner, interior = mask, None
+    if kind == "contrastive" and classes is not None:
+        interior = classes[1]
+        inner = mask & (interior > 255 * settings.seed_level)
+    clustered = resized_bilinear(inner[None].astype(np.float32), shape)[0] >= 0.5
     features = _centres(embedding) if kind == "spatial" else embedding
     tree = merge_tree(
-        resized_bilinear(features, shape), small_mask, kind == "spatial", settings.merge_distance
+        resized_bilinear(features, shape), clustered, kind == "spatial", settings.merge_distance
     )
-    return Grown(kind, mask, small_mask, tree)
+    return Grown(kind, mask, clustered, tree, interior)
 
 
 def grid_labels(grown: Grown, settings: Clustering) -> np.ndarray:
-    """Rules 3 to 5: the label image of merges.
+    """Rules 3 to 6: the label image of merges.
 
     Parameters
     ----------
@@ -148,18 +163,20 @@ def grid_labels(grown: Grown, settings: Clustering) -> np.ndarray:
     """
     assert settings.merge_distance is not None and settings.min_area_px is not None
     assert settings.erosion is not None
-    labels = np.zeros(grown.small_mask.shape, np.int32)
-    labels[grown.small_mask] = grown.tree.cut(settings.merge_distance) + 1
+    labels = np.zeros(grown.clustered.shape, np.int32)
+    labels[grown.clustered] = grown.tree.cut(settings.merge_distance) + 1
     if grown.kind == "contrastive":
         labels = separated(labels, settings.erosion)
     labels = np.where(grown.mask, enlarged_nearest(labels, grown.mask.shape), 0).astype(np.int32)
+    if grown.interior is not None:
+        labels = flooded(labels, grown.mask, grown.interior)
     return finished(labels, settings.min_area_px)
 
 
 def _centres(embedding: np.ndarray) -> np.ndarray:
     """Predicted centre y, x in px of the field, and bandwidth: (3, Y, X) float64."""
     _, height, width = embedding.shape
-    centres = embedding[:3].astype(np.float64)
+    centres = np.clip(embedding[:3].astype(np.float64), -WIDEST_PX, WIDEST_PX)
     centres[0] += np.arange(height)[:, None]
     centres[1] += np.arange(width)
     return centres
@@ -182,18 +199,44 @@ def _foreground(
         rows, columns = sample_places(embedding.shape[1:])
         sample = embedding[:, rows[:, None], columns]
         background = background_code(sample)
-    length = np.sqrt(np.einsum("eyx,eyx->yx", embedding, embedding))
-    cosine = np.einsum("e,eyx->yx", background, embedding) / np.where(length > 0, length, 1)
-    return np.asarray(1 - cosine > settings.foreground)
+    return _unlike(embedding, background, settings.foreground)
+
+
+@compiled
+def _unlike(embedding: np.ndarray, code: np.ndarray, distance: float) -> np.ndarray:
+    """Where the cosine distance from a code is larger than that: (Y, X) bool."""
+    size, height, width = embedding.shape
+    found = np.empty((height, width), np.bool_)
+    for y in range(height):
+        for x in range(width):
+            total, square = 0.0, 0.0
+            for k in range(size):
+                value = np.float64(embedding[k, y, x])
+                total += np.float64(code[k]) * value
+                square += value * value
+            length = np.sqrt(square)
+            found[y, x] = 1.0 - total / (length if length > 0 else 1.0) > distance
+    return found
 
 
 def sample_places(field: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns of a regular sample of a field, at most 32 of each."""
-    rows, columns = (
-        (2 * np.arange(min(side, _SAMPLE_SIDE)) + 1) * side // (2 * min(side, _SAMPLE_SIDE))
-        for side in field
-    )
+    """The rows and columns of a regular sample of a field, at most 32 of each.
+
+    They lie symmetrically, so that a mirrored field has the mirrored sample.
+
+    Examples
+    --------
+    >>> sample_places((3, 100))[0].tolist(), sample_places((3, 100))[1][[0, 1, 30, 31]].tolist()
+    ([0, 1, 2], [1, 4, 95, 98])
+    """
+    rows, columns = (_symmetric_places(side) for side in field)
     return rows, columns
+
+
+def _symmetric_places(side: int) -> np.ndarray:
+    count = min(side, _SAMPLE_SIDE)
+    low = (2 * np.arange(count) + 1) * side // (2 * count)
+    return np.where(np.arange(count) < (count + 1) // 2, low, side - 1 - low[::-1])
 
 
 def background_code(sample: np.ndarray) -> np.ndarray:
@@ -230,15 +273,16 @@ def merge_tree(
     """
     sums = np.ascontiguousarray(features[:, mask].T, dtype=np.float64)
     if not spatial:
-        length = np.sqrt(np.einsum("ne,ne->n", sums, sums))[:, None]
+        square = np.zeros(len(sums))
+        for component in sums.T:  # one after the other: the same bits on every machine
+            square += component * component
+        length = np.sqrt(square)[:, None]
         sums /= np.where(length > 0, length, 1)
-    steps = _CENTRE_STEPS if spatial else _VECTOR_STEPS
+    steps = CENTRE_STEPS if spatial else VECTOR_STEPS
     np.rint(sums * steps, out=sums)
     sums /= steps
     below = [distance for distance in LADDER if distance < merge_distance]
-    pairs, level = _agglomerated(
-        sums, _touching(mask), spatial, np.array([*below, merge_distance])
-    )
+    pairs, level = _agglomerated(sums, _touching(mask), spatial, np.array([*below, merge_distance]))
     # a merge of the level up to b belongs to every cut at b or above: its height is the level below
     return MergeTree(len(sums), pairs, np.array([0.0, *below])[level])
 
@@ -325,7 +369,8 @@ def _contracted(
 ) -> int:
     """Pairs renamed to the clusters they lie in, without those inside one; how many are left.
 
-    The lower node comes first.  Distances of clusters that changed are computed anew; afterwards none has changed.
+    The lower node comes first.  Distances of clusters that changed are computed anew; afterwards
+    none has changed.
     """
     sums, counts, spatial = clusters
     kept = 0
@@ -387,7 +432,7 @@ def _joined(
         mutual = best[large] == best[small] and (
             counts[small] < counts[large] or (counts[small] == counts[large] and small > large)
         )
-        if mutual or _HUB * counts[small] <= counts[large]:
+        if mutual or HUB * counts[small] <= counts[large]:
             merges[made, 0], merges[made, 1] = large, small
             made += 1
     best[alive] = -1
@@ -445,9 +490,7 @@ def _before(
 
 
 @compiled
-def _content(
-    pair: np.ndarray, clusters: tuple[np.ndarray, np.ndarray, bool]
-) -> np.uint64:
+def _content(pair: np.ndarray, clusters: tuple[np.ndarray, np.ndarray, bool]) -> np.uint64:
     """A number that depends on what two clusters hold, in whatever order, and looks random."""
     sums, counts, spatial = clusters
     total = np.uint64(0)

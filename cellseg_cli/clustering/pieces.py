@@ -95,6 +95,31 @@ def _numbered(
     return pieces, label_of, area_of
 
 
+def size_ranks(labels: np.ndarray) -> np.ndarray:
+    """The place of each label among all by falling area (equal ones: the lower first).
+
+    A choice by it, unlike one by number, is the same where the field is mirrored.
+
+    Parameters
+    ----------
+    labels : (Y, X) int32
+        Not negative.
+
+    Returns
+    -------
+    (largest label + 1,) int32
+
+    Examples
+    --------
+    >>> size_ranks(np.array([[1, 2, 2, 3, 3, 3]])).tolist()
+    [3, 2, 1, 0]
+    """
+    area = np.bincount(labels.ravel())
+    ranks = np.empty(len(area), np.int32)
+    ranks[np.argsort(-area, kind="stable")] = np.arange(len(area))
+    return ranks
+
+
 def finished(labels: np.ndarray, min_area_px: int) -> np.ndarray:
     """The label image with instances in one piece, without holes, numbered densely.
 
@@ -104,7 +129,8 @@ def finished(labels: np.ndarray, min_area_px: int) -> np.ndarray:
        (the first of equal ones in row-major order).
     2. Every other piece goes to the instance with which it shares the longest border, nearer
        ones first: pieces that touch an instance, then pieces that touch those, and so on (equal
-       borders: the lower instance).  Pieces that touch none become background.
+       borders: the instance whose main piece is larger, then the lower one).  Pieces that touch
+       none become background.
     3. Background that one instance encloses, and that is smaller than the instance, joins it.
 
     Parameters
@@ -122,7 +148,7 @@ def finished(labels: np.ndarray, min_area_px: int) -> np.ndarray:
     owner = home
     if np.count_nonzero(home) < len(home) - 1:
         starts, contacts = _contacts(pieces, home)
-        owner = _owners(home, starts, contacts)
+        owner = _owners(home, area_of, starts, contacts)
     settled = np.where(owner > 0, label_of[owner], 0).astype(np.int32)[pieces]
     return _dense(_filled(settled))
 
@@ -178,7 +204,9 @@ def _contacts(pieces: np.ndarray, home: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 @compiled
-def _owners(home: np.ndarray, starts: np.ndarray, contacts: np.ndarray) -> np.ndarray:
+def _owners(
+    home: np.ndarray, area_of: np.ndarray, starts: np.ndarray, contacts: np.ndarray
+) -> np.ndarray:
     """The home piece that each piece ends in, 0 = none; homeless ones settle layer by layer."""
     owner = home.copy()
     votes = np.zeros(home.size, np.int64)
@@ -197,7 +225,8 @@ def _owners(home: np.ndarray, starts: np.ndarray, contacts: np.ndarray) -> np.nd
         end = size
         chosen = np.empty(end - done, np.int32)
         for i in range(done, end):
-            chosen[i - done] = _longest_border(layer[i], owner, starts, contacts, votes)
+            touched = contacts[starts[layer[i]] : starts[layer[i] + 1]]
+            chosen[i - done] = _longest_border(touched, owner, area_of, votes)
         for i in range(done, end):
             owner[layer[i]] = chosen[i - done]
             for other in contacts[starts[layer[i]] : starts[layer[i] + 1]]:
@@ -211,18 +240,22 @@ def _owners(home: np.ndarray, starts: np.ndarray, contacts: np.ndarray) -> np.nd
 
 @compiled
 def _longest_border(
-    piece: int, owner: np.ndarray, starts: np.ndarray, contacts: np.ndarray, votes: np.ndarray
+    touched: np.ndarray, owner: np.ndarray, area_of: np.ndarray, votes: np.ndarray
 ) -> int:
-    """The owner that has the most contacts with a piece; ``votes`` is scratch, all 0."""
+    """The owner of most of the pieces that one touches; ``votes`` is scratch, all 0."""
     best = 0
-    for other in contacts[starts[piece] : starts[piece + 1]]:
+    for other in touched:
         candidate = owner[other]
         if candidate != 0:
             votes[candidate] += 1
-            ahead = votes[candidate] - votes[best]
-            if best == 0 or ahead > 0 or (ahead == 0 and candidate < best):
-                best = candidate
-    for other in contacts[starts[piece] : starts[piece + 1]]:
+    for other in touched:
+        candidate = owner[other]
+        ahead = votes[candidate] - votes[best]
+        if ahead == 0:
+            ahead = area_of[candidate] - area_of[best]
+        if candidate != 0 and (best == 0 or ahead > 0 or (ahead == 0 and candidate < best)):
+            best = candidate
+    for other in touched:
         votes[owner[other]] = 0
     return best
 

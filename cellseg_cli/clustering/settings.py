@@ -37,8 +37,9 @@ class Clustering:
         ``grid`` on contrastive embeddings without classes: the cosine distance from the mean
         background code above which a pixel is foreground.
     seed_level : float or None
-        ``seeds``: only pixels with at least this seed value start an instance.  ``watershed``:
-        the interior probability above which a pixel belongs to a marker.
+        ``seeds``: only pixels with at least this seed value start an instance.  ``watershed``, and
+        ``grid`` on contrastive embeddings with classes: the interior probability above which a
+        pixel belongs to a marker, or is clustered.
     min_area_px : int or None
         Smaller pieces are no instances; in pixels of the field, by every method.
     size : str or None
@@ -72,17 +73,21 @@ def default_method(kind: str) -> str:
     return "seeds" if kind == "spatial" else "grid"
 
 
-_FOREGROUND_PROBABILITY = 0.5
+#: What `grid` takes instead where there are class probabilities.
+_WITH_CLASSES: dict[str, dict[str, float]] = {
+    "spatial": {"foreground": 0.5},
+    "contrastive": {"foreground": 0.5, "seed_level": 0.6, "merge_distance": 0.2},
+}
 
 #: The full defaults of each method for each kind of embedding that it can cluster.  A tuned model
 #: carries its own in its header; these are for models that carry none.
 _DEFAULTS: dict[tuple[str, str], Clustering] = {
     ("seeds", "spatial"): Clustering("seeds", 0.0, 0.3, 0.5, 16, "full", "none"),
-    ("grid", "spatial"): Clustering("grid", 2.4, 0.3, 0.5, 16, "full", "none"),
-    ("grid", "contrastive"): Clustering("grid", 0.45, 0.3, 0.5, 16, "full", "none"),
+    ("grid", "spatial"): Clustering("grid", 2.0, 0.3, 0.5, 16, "full", "none"),
+    ("grid", "contrastive"): Clustering("grid", 0.45, 0.3, 0.5, 16, "full", "grow"),
     ("linkage", "contrastive"): Clustering("linkage", 0.45, 0.5, 0.5, 16, "160x128", "grow"),
-    ("watershed", "spatial"): Clustering("watershed", 0.0, 0.5, 0.5, 16, "full", "none"),
-    ("watershed", "contrastive"): Clustering("watershed", 0.0, 0.5, 0.5, 16, "full", "none"),
+    ("watershed", "spatial"): Clustering("watershed", 0.0, 0.5, 0.6, 16, "full", "none"),
+    ("watershed", "contrastive"): Clustering("watershed", 0.0, 0.5, 0.6, 16, "full", "none"),
 }
 
 
@@ -95,8 +100,7 @@ def resolve(settings: Clustering, kind: str, *, with_classes: bool = False) -> C
     kind : str
         ``contrastive`` or ``spatial``.
     with_classes : bool
-        Whether there are class probabilities: ``foreground`` then is a probability for ``grid``
-        also.
+        Whether there are class probabilities: ``grid`` then has other defaults.
 
     Raises
     ------
@@ -120,7 +124,7 @@ def resolve(settings: Clustering, kind: str, *, with_classes: bool = False) -> C
     }
     defaults = _DEFAULTS[method, kind]
     if method == "grid" and with_classes:
-        defaults = replace(defaults, foreground=_FOREGROUND_PROBABILITY)
+        defaults = replace(defaults, **_WITH_CLASSES[kind])
     resolved = replace(defaults, **{**chosen, "method": method})
     _check(resolved)
     return resolved

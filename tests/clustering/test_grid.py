@@ -100,9 +100,7 @@ def test_clusters_are_connected_and_touching_ones_are_far_apart(
 
 @given(st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=20)
-def test_a_mirrored_field_gives_the_mirrored_partition(
-    same_partition: Compare, seed: int
-) -> None:
+def test_a_mirrored_field_gives_the_mirrored_partition(same_partition: Compare, seed: int) -> None:
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((8, 15, 22)).astype(np.float32)
     mask = np.ones((15, 22), bool)

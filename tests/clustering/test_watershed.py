@@ -5,7 +5,7 @@ import pytest
 from skimage.segmentation import watershed as skimage_watershed
 
 from cellseg_cli.clustering import Clustering, cluster
-from cellseg_cli.clustering.watershed import _flooded
+from cellseg_cli.clustering.watershed import flooded
 from cellseg_cli.errors import ConfigError
 
 WATERSHED = Clustering("watershed", min_area_px=3)
@@ -52,7 +52,16 @@ def test_flooding_is_that_of_skimage_where_levels_differ() -> None:
         markers.ravel()[rng.choice(256, 5, replace=False)] = np.arange(1, 6)
         mask = (rng.random((16, 16)) < 0.9) | (markers > 0)
         expected = skimage_watershed(level, markers, mask=mask)
-        assert (_flooded(markers, mask, level) == expected).mean() > 0.97
+        result = flooded(markers, mask, 255 - level)
+        result[result > 5] = 0  # pieces that no marker reaches
+        assert (result == expected).mean() > 0.97
+
+
+def test_a_pixel_between_two_markers_goes_to_the_larger() -> None:
+    markers = np.array([[1, 0, 2, 2], [0, 0, 0, 0]], np.int32)
+    expected = [[1, 2, 2, 2], [1, 2, 2, 2]]  # (1, 1) is two steps from both
+    everywhere = np.ones((2, 4), bool)
+    assert flooded(markers, everywhere, np.zeros((2, 4), np.uint8)).tolist() == expected
 
 
 def test_it_says_that_it_needs_classes() -> None:
