@@ -24,7 +24,8 @@ def separated(labels: np.ndarray, erosion: str) -> np.ndarray:
         ``none``: the connected pieces as they are.  ``origin``: those of the eroded clusters; a
         pixel stays if its four neighbours (those inside the field) are of its cluster.
         ``grow``: these, grown back within their cluster, nearest core first (equal ones: the
-        larger core, then the lower number).  Parts of a cluster that are not connected with a core are background.
+        larger core, then the lower number).  Parts of a cluster that are not connected with a
+        core are background.
 
     Returns
     -------

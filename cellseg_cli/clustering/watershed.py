@@ -3,8 +3,8 @@
 1. Markers are the 4-connected pieces of interior probability above ``seed_level``.
 2. Foreground is where the probability of not being background is above ``foreground``.  Markers
    flood it in the order of falling interior probability, 256 levels, and within a level in
-   4-connected layers, beginning with the pixels of the markers.  A pixel takes the label of the neighbour that was flooded first (in the
-   same layer: of the larger marker, then the lower one).
+   4-connected layers, beginning with the pixels of the markers.  A pixel takes the label of the
+   neighbour that was flooded first (in the same layer: of the larger marker, then the lower).
 3. A 4-connected piece of foreground without a marker is an instance of its own.
 4. The rules of :func:`~cellseg_cli.clustering.pieces.finished`.
 """
