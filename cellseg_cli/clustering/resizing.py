@@ -49,13 +49,25 @@ def resized_bilinear(channels: np.ndarray, shape: tuple[int, int]) -> np.ndarray
         old = channels.shape[axis]
         if old == size:
             continue
-        place = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
-        low = np.minimum(place.astype(np.intp), old - 1)
-        high = np.minimum(low + 1, old - 1)
-        part = (place - low).astype(np.float32).reshape((-1, 1) if axis == 1 else (-1,))
+        low, high, part = bilinear_places(old, size)
+        part = part[:, None] if axis == 1 else part
         lower, upper = channels.take(low, axis), channels.take(high, axis)
         channels = lower * (1 - part) + upper * part
     return channels
+
+
+def bilinear_places(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the samples of a side lie: between which pixels, and how near to the second.
+
+    Returns
+    -------
+    low, high : (new,) intp
+    part : (new,) float32
+        The weight of ``high``, 0 to 1.
+    """
+    place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    low = np.minimum(place.astype(np.intp), old - 1)
+    return low, np.minimum(low + 1, old - 1), (place - low).astype(np.float32)
 
 
 def enlarged_nearest(labels: np.ndarray, field: tuple[int, int]) -> np.ndarray:
@@ -66,8 +78,10 @@ def enlarged_nearest(labels: np.ndarray, field: tuple[int, int]) -> np.ndarray:
     >>> enlarged_nearest(np.array([[1, 2]]), (1, 5)).tolist()
     [[1, 1, 2, 2, 2]]
     """
-    rows, columns = (
-        ((2 * np.arange(new) + 1) * old) // (2 * new)
-        for new, old in zip(field, labels.shape, strict=True)
-    )
+    rows, columns = (nearest_places(old, new) for old, new in zip(labels.shape, field, strict=True))
     return labels[rows[:, None], columns]
+
+
+def nearest_places(old: int, new: int) -> np.ndarray:
+    """The pixel of the old side in which the centre of each new one lies: (new,) int."""
+    return ((2 * np.arange(new) + 1) * old) // (2 * new)
