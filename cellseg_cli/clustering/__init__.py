@@ -53,7 +53,8 @@ def cluster(
     """The label image of an embedding: 0 = background, instances 1 to n without gaps.
 
     Deterministic; every instance is one 4-connected piece of at least ``min_area_px`` pixels
-    without small holes.  The ids carry no meaning.  A field without foreground gives a label
+    without small holes (``linkage`` with the origin's erosion leaves holes open).  The ids carry
+    no meaning.  A field without foreground gives a label
     image of zeros.
 
     Parameters

@@ -174,7 +174,10 @@ def grid_labels(grown: Grown, settings: Clustering) -> np.ndarray:
 
 
 def _centres(embedding: np.ndarray) -> np.ndarray:
-    """Predicted centre y, x in px of the field, and bandwidth: (3, Y, X) float64."""
+    """Predicted centre y, x in px of the field, and bandwidth: (3, Y, X) float64.
+
+    Offsets and bandwidths are cut off at WIDEST_PX, so that sums of their steps stay exact.
+    """
     _, height, width = embedding.shape
     centres = np.clip(embedding[:3].astype(np.float64), -WIDEST_PX, WIDEST_PX)
     centres[0] += np.arange(height)[:, None]

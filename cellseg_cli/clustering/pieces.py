@@ -260,36 +260,86 @@ def _longest_border(
     return best
 
 
+@compiled
 def _filled(labels: np.ndarray) -> np.ndarray:
-    """The label image with enclosed background given to the instance around it."""
-    gaps, _, gap_area = connected_pieces((labels == 0).astype(np.int32))
-    return _fill(labels, gaps, gap_area)
+    """Give background that one label encloses, and that is smaller, to that label; in place.
+
+    Works on runs of background within rows, of which a field has far fewer than pixels.
+    """
+    height, width = labels.shape
+    runs, of_row = _background_runs(labels)
+    area = np.zeros(labels.max() + 1, np.int64)
+    for label in labels.flat:
+        area[label] += 1
+    parent = np.arange(len(runs)).astype(np.int32)
+    for y in range(1, height):
+        above, here = of_row[y - 1], of_row[y]
+        while above < of_row[y] and here < of_row[y + 1]:
+            if runs[above, 0] < runs[here, 1] and runs[here, 0] < runs[above, 1]:
+                _join(parent, above, here)
+            if runs[above, 1] < runs[here, 1]:
+                above += 1
+            else:
+                here += 1
+    owner = np.zeros(len(runs), np.int32)  # -1: the border of the field or two labels
+    size = np.zeros(len(runs), np.int64)
+    for y in range(height):
+        for run in range(of_row[y], of_row[y + 1]):
+            root = root_of(parent, run)
+            size[root] += runs[run, 1] - runs[run, 0]
+            if y == 0 or y + 1 == height or runs[run, 0] == 0 or runs[run, 1] == width:
+                owner[root] = -1
+    for y in range(1, height - 1):
+        for run in range(of_row[y], of_row[y + 1]):
+            root = root_of(parent, run)
+            if owner[root] >= 0:
+                owner[root] = _around(labels, y, runs[run], owner[root])
+    for y in range(1, height - 1):
+        for run in range(of_row[y], of_row[y + 1]):
+            label = owner[root_of(parent, run)]
+            if label > 0 and size[root_of(parent, run)] < area[label]:
+                labels[y, runs[run, 0] : runs[run, 1]] = label
+    return labels
 
 
 @compiled
-def _fill(labels: np.ndarray, gaps: np.ndarray, gap_area: np.ndarray) -> np.ndarray:
-    """Give each gap that one label surrounds, and that is smaller, to that label; in place."""
+def _background_runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of background: (n, 2) int32 columns, half-open, and where each row begins in them."""
     height, width = labels.shape
-    owner = np.zeros(gap_area.size, np.int32)  # -1: the border of the field or two labels
-    area = np.zeros(labels.max() + 1, np.int64)
+    count = 0
     for y in range(height):
         for x in range(width):
-            gap = gaps[y, x]
-            if gap == 0:
-                area[labels[y, x]] += 1
-                continue
-            if y == 0 or x == 0 or y + 1 == height or x + 1 == width:
-                owner[gap] = -1
-                continue
-            for label in (labels[y - 1, x], labels[y, x - 1], labels[y, x + 1], labels[y + 1, x]):
-                if label != 0 and owner[gap] != label:
-                    owner[gap] = label if owner[gap] == 0 else -1
+            count += int(labels[y, x] == 0 and (x == 0 or labels[y, x - 1] != 0))
+    runs = np.empty((count, 2), np.int32)
+    of_row = np.empty(height + 1, np.int64)
+    count = 0
     for y in range(height):
+        of_row[y] = count
         for x in range(width):
-            label = owner[gaps[y, x]]
-            if label > 0 and gap_area[gaps[y, x]] < area[label]:
-                labels[y, x] = label
-    return labels
+            if labels[y, x] == 0:
+                if x == 0 or labels[y, x - 1] != 0:
+                    runs[count, 0] = x
+                if x + 1 == width or labels[y, x + 1] != 0:
+                    runs[count, 1] = x + 1
+                    count += 1
+    of_row[height] = count
+    return runs, of_row
+
+
+@compiled
+def _around(labels: np.ndarray, y: int, run: np.ndarray, known: int) -> int:
+    """The one label around a run and ``known`` (0: none yet), -1 if there are two."""
+    left, right = labels[y, run[0] - 1], labels[y, run[1]]
+    for label in (left, right):
+        if label != known:
+            if known != 0:
+                return -1
+            known = label
+    for x in range(run[0], run[1]):
+        for label in (labels[y - 1, x], labels[y + 1, x]):
+            if label != 0 and label != known:
+                return -1
+    return int(known)
 
 
 @compiled

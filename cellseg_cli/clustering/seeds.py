@@ -166,10 +166,10 @@ def _by_centre(
 
 
 @compiled
-def _step(offset: np.float32, place: int) -> np.int32:
+def _step(offset: np.float32, place: int) -> int:
     """A place in px and an offset from it, together in steps."""
     offset = min(max(offset, np.float32(-WIDEST_PX)), np.float32(WIDEST_PX))
-    return np.int32(place * STEPS + np.int32(np.rint(offset * np.float32(STEPS))))
+    return place * STEPS + int(np.rint(offset * np.float32(STEPS)))
 
 
 @compiled
@@ -208,7 +208,7 @@ def _by_falling_seed(
                 if values[3, y, x] >= seed_level:
                     down, across = _step(values[0, y, x], 0), _step(values[1, y, x], 0)
                     one[0] = values[3, y, x]
-                    one[1] = np.float32(np.int64(down) * down + np.int64(across) * across)
+                    one[1] = np.float32(down * down + across * across)
                     keys[count] = (np.uint64(~bits[0]) << np.uint64(32)) | np.uint64(bits[1])
                     order[count] = place_of[index]
                     count += 1
@@ -260,7 +260,7 @@ def _grow(
     for first in order:
         if owner[first] != _FREE:
             continue
-        disc = np.int64(plane[1][first]), np.int64(plane[2][first]), np.int64(bandwidth[first])
+        disc = int(plane[1][first]), int(plane[2][first]), int(bandwidth[first])
         taken, free = _in_disc(shape, plane, owner, disc, CORE_REACH, inside)
         if 2 * free > taken + free and free >= min_area_px:
             disc = _moved(plane, weighted, first, inside[:free])
@@ -293,7 +293,7 @@ def _in_disc(
     """How many places within reach of a disc are taken, and how many free: put in ``inside``."""
     starts, centre_y, centre_x = plane
     y, x, sigma = disc
-    radius = np.int64(np.rint(reach * sigma))
+    radius = int(np.rint(reach * sigma))
     left = _bin(x - radius, shape[1])
     right = _bin(x + radius, shape[1]) + 1
     taken, free = 0, 0
@@ -321,20 +321,20 @@ def _moved(
     Summed relative to the first pixel of the disc, where numbers are small.
     """
     bandwidth, weight = weighted
-    at_y, at_x = np.int64(plane[1][first]), np.int64(plane[2][first])
-    total, y, x, sigma = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    at_y, at_x = int(plane[1][first]), int(plane[2][first])
+    total, y, x, sigma = 0, 0, 0, 0
     for place in inside:
-        here = np.int64(weight[place])
+        here = int(weight[place])
         total += here
         y += here * (plane[1][place] - at_y)
         x += here * (plane[2][place] - at_x)
         sigma += here * bandwidth[place]
     if total == 0:  # seed values below half a step
-        return at_y, at_x, np.int64(bandwidth[first])
+        return at_y, at_x, int(bandwidth[first])
     return (
-        at_y + np.int64(np.rint(y / total)),
-        at_x + np.int64(np.rint(x / total)),
-        np.int64(np.rint(sigma / total)),
+        at_y + int(np.rint(y / total)),
+        at_x + int(np.rint(x / total)),
+        int(np.rint(sigma / total)),
     )
 
 

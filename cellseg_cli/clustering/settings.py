@@ -73,12 +73,6 @@ def default_method(kind: str) -> str:
     return "seeds" if kind == "spatial" else "grid"
 
 
-#: What `grid` takes instead where there are class probabilities.
-_WITH_CLASSES: dict[str, dict[str, float]] = {
-    "spatial": {"foreground": 0.5},
-    "contrastive": {"foreground": 0.5, "seed_level": 0.6, "merge_distance": 0.2},
-}
-
 #: The full defaults of each method for each kind of embedding that it can cluster.  A tuned model
 #: carries its own in its header; these are for models that carry none.
 _DEFAULTS: dict[tuple[str, str], Clustering] = {
@@ -88,6 +82,12 @@ _DEFAULTS: dict[tuple[str, str], Clustering] = {
     ("linkage", "contrastive"): Clustering("linkage", 0.45, 0.5, 0.5, 16, "160x128", "grow"),
     ("watershed", "spatial"): Clustering("watershed", 0.0, 0.5, 0.6, 16, "full", "none"),
     ("watershed", "contrastive"): Clustering("watershed", 0.0, 0.5, 0.6, 16, "full", "none"),
+}
+
+#: Those of ``grid`` where there are class probabilities.
+_WITH_CLASSES: dict[tuple[str, str], Clustering] = {
+    ("grid", "spatial"): Clustering("grid", 2.0, 0.5, 0.5, 16, "full", "none"),
+    ("grid", "contrastive"): Clustering("grid", 0.2, 0.5, 0.6, 16, "full", "grow"),
 }
 
 
@@ -122,9 +122,7 @@ def resolve(settings: Clustering, kind: str, *, with_classes: bool = False) -> C
         for item in fields(Clustering)
         if (value := getattr(settings, item.name)) is not None
     }
-    defaults = _DEFAULTS[method, kind]
-    if method == "grid" and with_classes:
-        defaults = replace(defaults, **_WITH_CLASSES[kind])
+    defaults = (with_classes and _WITH_CLASSES.get((method, kind))) or _DEFAULTS[method, kind]
     resolved = replace(defaults, **{**chosen, "method": method})
     _check(resolved)
     return resolved

@@ -143,7 +143,9 @@ def _wait_around(
 
 
 @compiled
-def _first_around(place: int, labels: np.ndarray, layer_of: np.ndarray, rank: np.ndarray) -> int:
+def _first_around(
+    place: int, labels: np.ndarray, layer_of: np.ndarray, rank: np.ndarray
+) -> np.int32:
     """The label that was first among the 4 neighbours."""
     y, x = divmod(place, labels.shape[1])
     best, earliest = np.int32(0), np.int32(0)

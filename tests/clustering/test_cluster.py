@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellseg_cli.clustering import Clustering, cluster
+from cellseg_cli.clustering.inputs import checked_embedding
 from cellseg_cli.errors import InputError
 
 WAYS = [
@@ -113,3 +114,9 @@ def test_unusable_input_is_refused(
     with pytest.raises(InputError) as caught:
         cluster(embedding, kind="spatial", classes=classes)
     assert str(caught.value) == message
+
+
+def test_every_finite_half_is_widened_exactly() -> None:
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)].reshape(1, 1, -1)
+    assert checked_embedding(halves, "contrastive").tobytes() == halves.astype("f4").tobytes()
