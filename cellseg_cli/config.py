@@ -9,8 +9,9 @@ kept apart from those that only decide how the work is carried out
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -80,6 +81,13 @@ class ClusterSettings:
     erosion
         After `linkage`: ``grow`` erodes and grows back, ``origin`` only erodes,
         ``none`` does neither.
+    tile_px
+        Side of the windows that a field with a longer side is clustered in,
+        even. ``None`` clusters fields up to 4096 × 4096 px whole, and larger
+        ones in windows of 2048 px.
+    overlap_px
+        How far a window reaches into the next ones, even: longer cells cost a
+        second look.
     """
 
     method: Literal["auto", "seeds", "grid", "linkage", "watershed"] = "auto"
@@ -89,6 +97,8 @@ class ClusterSettings:
     min_area_px: int | None = None
     size: Literal["160x128", "half", "full"] | None = None
     erosion: Literal["grow", "origin", "none"] | None = None
+    tile_px: int | None = None
+    overlap_px: int = 128
 
 
 @dataclass(frozen=True)
@@ -194,6 +204,9 @@ class TrainSettings:
     high_percentile: float = 99.8
 
 
+#: The table inside ``[cluster]`` that holds a table of settings for each cell type.
+BY_TYPE = "by_type"
+
 Settings = TypeVar("Settings", EmbedSettings, ClusterSettings, RunSettings, TrainSettings)
 
 
@@ -226,9 +239,89 @@ def settings_from(
     values: dict[str, Any] = {}
     if file is not None:
         values.update(_table(file, section))
+        if cls is ClusterSettings:
+            values.pop(BY_TYPE, None)  # cluster_settings_by_type reads it
     values.update(_pairs(sets))
     values.update({key: value for key, value in (flags or {}).items() if value is not None})
     return _validated(cls, values)
+
+
+def cluster_settings_by_type(
+    *,
+    file: Path | None = None,
+    sets: Sequence[str] = (),
+    flags: Mapping[str, object] | None = None,
+) -> dict[str, ClusterSettings]:
+    """Return the settings of each cell type that ``[cluster.by_type.NAME]`` of a file names.
+
+    What such a table leaves open is taken from ``[cluster]``; ``sets`` and ``flags`` hold for
+    all types, as in :func:`settings_from`.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`settings_from`; and where ``by_type`` is no table of tables.
+    """
+    if file is None:
+        return {}
+    table = _table(file, "cluster")
+    by_type = table.pop(BY_TYPE, {})
+    if not isinstance(by_type, dict) or not all(isinstance(one, dict) for one in by_type.values()):
+        raise ConfigError(f"{file}: cluster.by_type must hold a table [cluster.by_type.NAME] each")
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    return {
+        name: _validated(ClusterSettings, {**table, **one, **_pairs(sets), **given})
+        for name, one in by_type.items()
+    }
+
+
+def read_provenance(file: Path) -> dict[str, Any]:
+    """Return what ``[tuned]`` of a file says of the tuning that wrote it; empty if nothing.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`settings_from`.
+    """
+    return _table(file, "tuned")
+
+
+def toml_text(tables: Mapping[str, Any]) -> str:
+    """Return nested tables of numbers, texts and booleans as TOML; scalars first in each table.
+
+    Characters that no file can hold (lone surrogates) become question marks.
+
+    >>> print(toml_text({"cluster": {"size": "half", "by_type": {"T 1": {"foreground": 0.3}}}}))
+    [cluster]
+    size = "half"
+    <BLANKLINE>
+    [cluster.by_type."T 1"]
+    foreground = 0.3
+    <BLANKLINE>
+    """
+    return "\n".join(_toml_tables(tables, ())).encode("utf-8", "replace").decode("utf-8")
+
+
+def _toml_tables(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    """Yield the text of a table, if it has scalars, and then those inside it."""
+    scalars = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    if scalars:
+        head = [f"[{'.'.join(map(_toml_key, path))}]"] if path else []
+        lines = [f"{_toml_key(key)} = {_toml_scalar(value)}" for key, value in scalars.items()]
+        yield "\n".join([*head, *lines, ""])
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _toml_tables(value, (*path, key))
+
+
+def _toml_key(key: str) -> str:
+    bare = key.replace("_", "").replace("-", "")
+    return key if bare.isascii() and bare.isalnum() else _toml_scalar(key)
+
+
+def _toml_scalar(value: str | float | bool) -> str:
+    # JSON's texts, numbers and booleans are TOML's, but for one control character.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def field_names(cls: type[Any]) -> tuple[str, ...]:
@@ -261,7 +354,8 @@ def _table(file: Path, section: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
-    known = {"train", "embed", "cluster"}  # the commands that take --config
+    # the commands that take --config, and what tuning says of the file it writes
+    known = {"train", "embed", "cluster", "tuned"}
     if unknown := sorted(set(content) - known):
         raise ConfigError(
             f"{file} has unknown tables {', '.join(unknown)}; known: {', '.join(sorted(known))}"

@@ -48,6 +48,10 @@ class StoreError(CellsegError, ValueError):
     exit_code = ExitCode.USAGE
 
 
+class StoreWriteError(StoreError):
+    """The store cannot be written any more: disk full, no permission, device error."""
+
+
 class CheckpointError(CellsegError, ValueError):
     """A model file that is not one of ours, damaged, or of another version."""
 

@@ -6,15 +6,13 @@ arrays of a field; never touches a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-import numpy as np
 
 _PLANE_AXES = ({"name": "y", "type": "space"}, {"name": "x", "type": "space"})
 
 
-def field_metadata(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def field_metadata(arrays: Iterable[str]) -> dict[str, Any]:
     """The attributes of a field's group: one OME-Zarr multiscales entry per array."""
     axes = [{"name": "c", "type": "channel"}, *_PLANE_AXES]
     return {"ome": {"version": "0.5", "multiscales": [_multiscales(n, axes, n) for n in arrays]}}

@@ -1,14 +1,15 @@
 """The zarr store of a run: one group per field, finished exactly when its mark says so.
 
-This is the only module that knows zarr and the names inside a store::
+This is the only module that knows the names inside a store; how its zarr
+arrays are laid out is decided in :mod:`cellseg_cli.arrays`::
 
     emb.zarr/
       zarr.json                     root: format version, settings, the model's essentials
       fields.parquet                the plan: one row per field
-      .cellseg/                     run records, temporary files, why fields failed
+      .cellseg/                     run records, tuned settings, temporary files, why fields failed
       <field id>/
         zarr.json                   OME-Zarr 0.5 multiscales, axes c, y, x
-        embedding                   (E, Y, X) float16, chunks (E, 256, 256) in one shard per 4096²
+        embedding                   (E, Y, X) float16
         classes                     (3, Y, X) uint8: background, interior, border; may be absent
         labels/cells/0              (Y, X) uint32, 0 = background
         embed.done.json             written after the arrays: their fingerprint
@@ -29,28 +30,22 @@ disk refuses to be written: then the other fields cannot be written either.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import math
 import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from cellseg_cli import durable, ome
+from cellseg_cli import arrays, durable, ome
+from cellseg_cli.arrays import Region, SlabWriter
 from cellseg_cli.errors import OutputExistsError, StoreError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import zarr
+from cellseg_cli.rows import FieldRow, read_rows, write_rows
+from cellseg_cli.scratch import Scratch, scratch
 
 FORMAT_VERSION = 1
-CHUNK_PX = 256
-SHARD_PX = 4096
 #: Names that a store keeps for itself; no component of a field id may be one of them.
 RESERVED = frozenset(
     {"embedding", "classes", "labels", "zarr.json", "fields.parquet", ".cellseg"}
@@ -62,38 +57,6 @@ Json: TypeAlias = Mapping[str, Any]
 
 _STAGES: tuple[Stage, ...] = ("embed", "cluster")
 _OWN = ".cellseg"
-# What says "this disk or folder cannot be written", whatever the field.
-_DISK_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-)
-
-
-class StoreWriteError(StoreError):
-    """The store cannot be written any more: disk full, no permission, device error."""
-
-
-@dataclass(frozen=True)
-class FieldRow:
-    """One row of ``fields.parquet``: what the header of a field's image says.
-
-    ``size_bytes`` and ``mtime_ns`` are those of the file ``source``.  Where the
-    header cannot be read, ``error`` is the reason and the rest may be None.
-    """
-
-    id: str
-    source: str
-    size_bytes: int | None = None
-    mtime_ns: int | None = None
-    height: int | None = None
-    width: int | None = None
-    channels: int | None = None
-    dtype: str | None = None
-    error: str | None = None
-
-    @property
-    def pixels(self) -> int:
-        """Height × width; 0 where they are not known."""
-        return (self.height or 0) * (self.width or 0)
 
 
 def refusal(field_id: str) -> str | None:
@@ -152,7 +115,7 @@ class Store:
         root = {"cellseg": {"format_version": FORMAT_VERSION, **attributes}}
         store = cls(path, root["cellseg"])
         try:
-            with _writing(path):
+            with durable.writing(path):
                 store._write_json("zarr.json", ome.group_document(root))
         except OSError as error:  # a file where a folder is needed, a name that is too long
             raise StoreError(
@@ -197,12 +160,8 @@ class Store:
 
     def write_fields(self, rows: Iterable[FieldRow]) -> None:
         """Replace ``fields.parquet``, atomically; rows are sorted by id."""
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        with _writing(self.path), self._temporary() as temporary:
-            table = [asdict(row) for row in sorted(rows, key=lambda row: row.id)]
-            parquet.write_table(pa.Table.from_pylist(table, schema=_schema()), temporary)
+        with durable.writing(self.path), self._temporary() as temporary:
+            write_rows(temporary, rows)
             durable.replace(temporary, self.path / "fields.parquet")
 
     def fields(self) -> tuple[FieldRow, ...]:
@@ -213,19 +172,8 @@ class Store:
         StoreError
             ``fields.parquet`` is damaged.
         """
-        import pyarrow as pa
-        from pyarrow import parquet
-
         path = self.path / "fields.parquet"
-        if not path.is_file():
-            return ()
-        names = [field.name for field in fields(FieldRow)]
-        try:
-            table = parquet.read_table(path, columns=names)
-            return _distinct(tuple(FieldRow(**row) for row in table.to_pylist()))
-        except (pa.ArrowException, OSError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise StoreError(f"{path} is damaged ({reason}); run cellseg embed again") from error
+        return read_rows(path) if path.is_file() else ()
 
     def mark_done(
         self, field_id: str, stage: Stage, fingerprint: str, details: Json | None = None
@@ -235,13 +183,13 @@ class Store:
         ``details`` are kept with the mark (normalisation, settings, times).
         """
         mark = {"stage": stage, "fingerprint": fingerprint, **(details or {})}
-        with _writing(self.path):
+        with durable.writing(self.path):
             self._write_json(f"{_checked(field_id)}/{stage}.done.json", mark)
             (self.path / self._failure(field_id, stage)).unlink(missing_ok=True)
 
     def note_failure(self, field_id: str, stage: Stage, reason: str) -> None:
         """Keep why a stage of a field failed, for the stages after it, until it is done."""
-        with _writing(self.path):
+        with durable.writing(self.path):
             self._write_json(self._failure(field_id, stage), {"reason": reason})
 
     def failure(self, field_id: str, stage: Stage) -> str | None:
@@ -275,7 +223,7 @@ class Store:
         """
         group = self._group(field_id)
         stages = _STAGES[_STAGES.index(stage) :]
-        with _writing(self.path):
+        with durable.writing(self.path):
             for one in reversed(stages):
                 (group / f"{one}.done.json").unlink(missing_ok=True)
             for name in ("labels",) if stage == "cluster" else ("labels", "embedding", "classes"):
@@ -299,22 +247,60 @@ class Store:
         -----
         The mark is the caller's to set, by :meth:`mark_done`.
         """
-        assert values.ndim == 3 and values.dtype == np.float16
-        arrays = {"embedding": values}
-        if classes is not None:
-            assert classes.shape == (3, *values.shape[1:]) and classes.dtype == np.uint8
-            arrays["classes"] = classes
-        with _writing(self.path):
+        assert values.ndim == 3 and (classes is None or classes.shape == (3, *values.shape[1:]))
+        planes = [values] if classes is None else [values, classes]
+        channels, height, width = values.shape
+        with self.embedding_writer(
+            field_id, (channels, height, width), classes=classes is not None
+        ) as writer:
+            for slab in writer.slabs:
+                writer.write(slab, *(plane[(slice(None), *slab)] for plane in planes))
+
+    def embedding_writer(
+        self, field_id: str, shape: tuple[int, int, int], *, classes: bool
+    ) -> SlabWriter:
+        """As :meth:`write_embedding`, for fields that are larger than memory: slab by slab.
+
+        Parameters
+        ----------
+        field_id
+            Where; what is there goes at once.
+        shape
+            E, Y, X.
+        classes
+            Whether (3, Y, X) uint8 classes are written with the (E, Y, X) float16 embedding.
+        """
+        layouts: dict[str, tuple[tuple[int, ...], type]] = {"embedding": (shape, np.float16)}
+        if classes:
+            layouts["classes"] = ((3, *shape[1:]), np.uint8)
+        with durable.writing(self.path):
             self.clear(field_id, "embed")
             self._make_parents(field_id)
             self._write_json(
-                f"{field_id}/zarr.json", ome.group_document(ome.field_metadata(arrays))
+                f"{field_id}/zarr.json", ome.group_document(ome.field_metadata(layouts))
             )
-            for name, array in arrays.items():
-                self._write_array(f"{field_id}/{name}", array, ("c", "y", "x"))
+        group = self._group(field_id)
+        return SlabWriter(self.path, {group / name: layouts[name] for name in layouts})
 
-    def read_embedding(self, field_id: str) -> tuple[np.ndarray, np.ndarray | None]:
+    def embedding_shape(self, field_id: str) -> tuple[int, int, int]:
+        """E, Y, X of the embedding of a field.
+
+        Raises
+        ------
+        StoreError
+            The field is not embedded, or its array is damaged.
+        """
+        self._require(field_id, "embed")
+        with self._damage(field_id, "embedding", "embed"):
+            channels, height, width = arrays.shape_of(self._group(field_id) / "embedding")
+        return channels, height, width
+
+    def read_embedding(
+        self, field_id: str, region: Region | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """The embedding (E, Y, X) float16 and the classes (3, Y, X) uint8, or None for these.
+
+        Of the whole field, or of the rows and columns of ``region``.
 
         Raises
         ------
@@ -323,10 +309,11 @@ class Store:
             and they are lost.
         """
         self._require(field_id, "embed")
-        values = self._read_array(field_id, "embedding", "embed")
+        values = self._read_array(field_id, "embedding", "embed", region)
         promised = bool(self.attributes.get("model", {}).get("classes"))
-        has_classes = promised or (self._group(field_id) / "classes").is_dir()
-        return values, self._read_array(field_id, "classes", "embed") if has_classes else None
+        if not (promised or (self._group(field_id) / "classes").is_dir()):
+            return values, None
+        return values, self._read_array(field_id, "classes", "embed", region)
 
     def write_labels(self, field_id: str, labels: np.ndarray) -> None:
         """Write the label image (Y, X) uint32 of one field, replacing what is there.
@@ -334,16 +321,23 @@ class Store:
         The mark of an earlier label image goes first; the new one is the
         caller's to set.
         """
-        assert labels.ndim == 2 and labels.dtype == np.uint32
-        with _writing(self.path):
+        height, width = labels.shape
+        with self.labels_writer(field_id, (height, width)) as writer:
+            for slab in writer.slabs:
+                writer.write(slab, labels[slab])
+
+    def labels_writer(self, field_id: str, shape: tuple[int, int]) -> SlabWriter:
+        """As :meth:`write_labels`, for fields that are larger than memory: slab by slab."""
+        with durable.writing(self.path):
             self.clear(field_id, "cluster")
             self._make_parents(f"{field_id}/labels")
             for name, metadata in ome.label_metadata().items():
                 self._write_json(f"{field_id}/{name}/zarr.json", ome.group_document(metadata))
-            self._write_array(f"{field_id}/labels/cells/0", labels, ("y", "x"))
+        path = self._group(field_id) / "labels/cells/0"
+        return SlabWriter(self.path, {path: (shape, np.uint32)})
 
-    def read_labels(self, field_id: str) -> np.ndarray:
-        """The label image (Y, X) uint32 of one field.
+    def read_labels(self, field_id: str, region: Region | None = None) -> np.ndarray:
+        """The label image (Y, X) uint32 of one field, or a region of it.
 
         Raises
         ------
@@ -351,12 +345,28 @@ class Store:
             The field is not clustered, or its label image is damaged.
         """
         self._require(field_id, "cluster")
-        return self._read_array(field_id, "labels/cells/0", "cluster")
+        return self._read_array(field_id, "labels/cells/0", "cluster", region)
+
+    def scratch(self) -> contextlib.AbstractContextManager[Scratch]:
+        """Room for arrays that do not fit in memory, until the end of the ``with`` statement."""
+        return scratch(self.path, self.path / _OWN / "tmp")
+
+    @property
+    def tuned_path(self) -> Path:
+        """Where the clustering settings lie that were tuned on the store's fields, if they were."""
+        return self.path / _OWN / "tuned.toml"
+
+    def write_tuned(self, text: str) -> Path:
+        """Replace the clustering settings that were tuned on the store's fields, atomically."""
+        with durable.writing(self.path), self._temporary() as temporary:
+            temporary.write_text(text, encoding="utf-8")
+            durable.replace(temporary, self.tuned_path)
+        return self.tuned_path
 
     def write_record(self, name: str, record: Json) -> Path:
         """Write a run record to ``.cellseg/runs/<name>.json``, atomically; its path."""
         relative = f"{_OWN}/runs/{name}.json"
-        with _writing(self.path):
+        with durable.writing(self.path):
             self._write_json(relative, record)
         return self.path / relative
 
@@ -381,37 +391,17 @@ class Store:
                     durable.write_json(temporary, ome.group_document({}))
                     durable.place_if_absent(temporary, self.path / parent / "zarr.json")
 
-    def _write_array(self, name: str, array: np.ndarray, axes: tuple[str, ...]) -> None:
-        import zarr
-        from zarr.codecs import ZstdCodec
+    def _read_array(
+        self, field_id: str, name: str, stage: Stage, region: Region | None
+    ) -> np.ndarray:
+        with self._damage(field_id, name, stage):
+            return arrays.read(self._group(field_id) / name, region)
 
-        plane = array.shape[-2:]
-        rest = array.shape[:-2]
-        shard = tuple(min(SHARD_PX, CHUNK_PX * max(1, math.ceil(n / CHUNK_PX))) for n in plane)
-        target = zarr.create_array(
-            store=str(self.path / name),
-            shape=array.shape,
-            chunks=(*rest, CHUNK_PX, CHUNK_PX),
-            shards=(*rest, *shard),
-            dtype=array.dtype,
-            fill_value=0,
-            # the checksum makes silent damage an error, not other numbers
-            compressors=ZstdCodec(level=1, checksum=True),
-            dimension_names=axes,
-            # a missing shard must mean damage, not a shard of zeros
-            config={"write_empty_chunks": True},
-        )
-        target[...] = array
-        durable.sync_tree(self.path / name)
-
-    def _read_array(self, field_id: str, name: str, stage: Stage) -> np.ndarray:
-        import zarr
-
-        path = self._group(field_id) / name
+    @contextlib.contextmanager
+    def _damage(self, field_id: str, name: str, stage: Stage) -> Iterator[None]:
+        """Say what to do about an array that cannot be read."""
         try:
-            array = zarr.open_array(store=str(path), mode="r")
-            _require_shards(array, path)
-            return np.asarray(array[...])
+            yield
         # zarr has no error class of its own for damage: codecs raise what they like
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             mark = self._group(field_id) / f"{stage}.done.json"
@@ -427,21 +417,6 @@ class Store:
 
     def _temporary(self) -> contextlib.AbstractContextManager[Path]:
         return durable.temporary_path(self.path / _OWN / "tmp")
-
-
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    numbers = {"size_bytes", "mtime_ns", "height", "width", "channels"}
-    names = [field.name for field in fields(FieldRow)]
-    return pa.schema([(name, pa.int64() if name in numbers else pa.string()) for name in names])
-
-
-def _distinct(rows: tuple[FieldRow, ...]) -> tuple[FieldRow, ...]:
-    """The rows; TypeError unless each has an id of its own and a source."""
-    if not all(row.id and row.source for row in rows) or len({r.id for r in rows}) < len(rows):
-        raise TypeError("a field has no id of its own, or no source")
-    return rows
 
 
 def _checked(field_id: str) -> str:
@@ -470,16 +445,6 @@ def _contents(path: Path) -> str:
     return f"it holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
-def _require_shards(array: zarr.Array[Any], path: Path) -> None:
-    """Raise OSError if the file of a shard is missing: zarr itself would return zeros."""
-    shards = array.shards or array.chunks
-    counts = [math.ceil(n / shard) for n, shard in zip(array.shape, shards, strict=True)]
-    for index in np.ndindex(*counts):
-        shard_file = path.joinpath("c", *map(str, index))
-        if not shard_file.is_file():
-            raise OSError(f"shard {shard_file.relative_to(path)} is missing")
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
@@ -488,17 +453,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise StoreError(f"{path} is damaged: it holds no JSON object")
     return document
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn "the disk cannot be written" into one error that ends the run."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        raise StoreWriteError(
-            f"{path} cannot be written: {error.strerror}; make room or fix the permissions, then "
-            "run the same command again: finished fields are kept"
-        ) from error

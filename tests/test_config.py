@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cellseg_cli.config import EmbedSettings, TrainSettings, parse_part, settings_from
+from cellseg_cli.config import (
+    ClusterSettings,
+    EmbedSettings,
+    TrainSettings,
+    cluster_settings_by_type,
+    parse_part,
+    read_provenance,
+    settings_from,
+    toml_text,
+)
 from cellseg_cli.errors import ConfigError
 
 
@@ -58,8 +70,8 @@ def test_all_bad_values_are_named_at_once() -> None:
     ("text", "message"),
     [
         ("[embed\n", "is not valid TOML"),
-        ("[embbed]\nz = 1\n", "has unknown tables embbed; known: cluster, embed, train"),
-        ("[export]\n", "has unknown tables export; known: cluster, embed, train"),
+        ("[embbed]\nz = 1\n", "has unknown tables embbed; known: cluster, embed, train, tuned"),
+        ("[export]\n", "has unknown tables export; known: cluster, embed, train, tuned"),
         ("embed = 3\n", "embed must be a table [embed], got 3"),
     ],
 )
@@ -96,3 +108,88 @@ def test_parts_outside_their_number_are_refused(part: str) -> None:
 def test_parts_of_another_form_are_refused(part: str) -> None:
     with pytest.raises(ConfigError, match="is not of the form i/n"):
         parse_part(part)
+
+
+TYPED = """[tuned]
+model = "12ab"
+[cluster]
+method = "seeds"
+foreground = 0.3
+min_area_px = 9
+[cluster.by_type.cort]
+foreground = 0.5
+[cluster.by_type."two words"]
+min_area_px = 70
+"""
+
+
+def test_settings_of_each_type_stand_on_those_for_all(tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text(TYPED)
+    assert settings_from(ClusterSettings, file=file, section="cluster").foreground == 0.3
+    by_type = cluster_settings_by_type(file=file, sets=["seed_level=0.7"], flags={"size": "half"})
+    common = {"method": "seeds", "seed_level": 0.7, "size": "half"}
+    assert by_type == {
+        "cort": ClusterSettings(**common, foreground=0.5, min_area_px=9),  # type: ignore[arg-type]
+        "two words": ClusterSettings(**common, foreground=0.3, min_area_px=70),  # type: ignore[arg-type]
+    }
+    flags = {"foreground": 0.1, "size": None}
+    assert {
+        one.foreground for one in cluster_settings_by_type(file=file, flags=flags).values()
+    } == {0.1}
+    assert cluster_settings_by_type() == {}
+    assert read_provenance(file) == {"model": "12ab"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[cluster]\nby_type = 3\n",
+            "{file}: cluster.by_type must hold a table [cluster.by_type.NAME] each",
+        ),
+        (
+            "[cluster.by_type]\ncort = 0.3\n",
+            "{file}: cluster.by_type must hold a table [cluster.by_type.NAME] each",
+        ),
+        (
+            "[cluster.by_type.cort]\nglow = 1\n",
+            "unknown setting glow; known: erosion, foreground, merge_distance, method, "
+            "min_area_px, overlap_px, seed_level, size, tile_px",
+        ),
+    ],
+)
+def test_bad_tables_of_types(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        cluster_settings_by_type(file=file)
+    assert str(error.value) == message.format(file=file)
+
+
+def test_only_cluster_knows_types(tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text("[embed.by_type.cort]\nz = 1\n")
+    with pytest.raises(ConfigError, match="unknown setting by_type; known: batch_size, channel"):
+        settings_from(EmbedSettings, file=file, section="embed")
+
+
+scalars = st.one_of(
+    st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()
+)
+
+
+@given(
+    tables=st.recursive(
+        st.dictionaries(st.text(), scalars, min_size=1, max_size=3),
+        lambda inner: st.dictionaries(st.text(), st.one_of(scalars, inner), min_size=1, max_size=4),
+        max_leaves=6,
+    )
+)
+@settings(deadline=None, max_examples=50)
+def test_what_is_written_as_toml_is_read_back(tables: dict[str, object]) -> None:
+    assert tomllib.loads(toml_text(tables)) == tables
+
+
+def test_what_no_file_can_hold_is_replaced() -> None:
+    assert toml_text({"a\ud800": "b"}) == '"a?" = "b"\n'

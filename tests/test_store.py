@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from cellseg_cli import arrays as layout
 from cellseg_cli import durable
-from cellseg_cli.errors import OutputExistsError, StoreError
-from cellseg_cli.store import CHUNK_PX, FieldRow, Store, StoreWriteError, refusal
+from cellseg_cli.arrays import CHUNK_PX
+from cellseg_cli.errors import OutputExistsError, StoreError, StoreWriteError
+from cellseg_cli.store import FieldRow, Store, refusal
 
 ATTRIBUTES = {"embed": {"model": "aa"}, "model": {"kind": "spatial"}}
 
@@ -108,6 +110,82 @@ def test_equal_plans_are_equal_bytes(store: Store) -> None:
     first = (store.path / "fields.parquet").read_bytes()
     store.write_fields(reversed(rows))
     assert (store.path / "fields.parquet").read_bytes() == first
+
+
+# ------------------------------------------------------------- slab by slab, in regions
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slabs of 512 px, so that small fields have several."""
+    monkeypatch.setattr(layout, "SHARD_PX", 512)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_slabs_of_an_embedding_are_read_in_regions(store: Store) -> None:
+    values, classes = ramp((2, 700, 900), np.float16), ramp((3, 700, 900), np.uint8)
+    with store.embedding_writer("a/b", (2, 700, 900), classes=True) as writer:
+        assert len(writer.slabs) == 4
+        for slab in reversed(writer.slabs):
+            writer.write(slab, values[(slice(None), *slab)], classes[(slice(None), *slab)])
+    assert not store.has("a/b", "embed")
+    store.mark_done("a/b", "embed", "print")
+    assert store.embedding_shape("a/b") == (2, 700, 900)
+    for region in ((slice(0, 1), slice(0, 900)), (slice(500, 520), slice(300, 800))):
+        part = (slice(None), *region)
+        for found, wanted in zip(
+            store.read_embedding("a/b", region), (values, classes), strict=True
+        ):
+            assert found is not None
+            np.testing.assert_array_equal(found, wanted[part])
+    np.testing.assert_array_equal(store.read_embedding("a/b")[0], values)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_slabs_of_labels_are_read_in_regions(store: Store) -> None:
+    labels = ramp((600, 530), np.uint32)
+    store.mark_done("a", "cluster", "old")
+    with store.labels_writer("a", (600, 530)) as writer:
+        assert not store.has("a", "cluster")
+        for slab in writer.slabs:
+            writer.write(slab, labels[slab])
+    store.mark_done("a", "cluster", "print")
+    region = (slice(510, 514), slice(511, 513))
+    np.testing.assert_array_equal(store.read_labels("a", region), labels[region])
+    np.testing.assert_array_equal(store.read_labels("a"), labels)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_region_needs_its_own_shards_only(store: Store) -> None:
+    embedded(store, "a", (600, 600))
+    (store.path / "a/embedding/c/0/1/0").unlink()
+    assert store.read_embedding("a", (slice(0, 512), slice(0, 600)))[0].shape == (4, 512, 600)
+    with pytest.raises(
+        StoreError, match=r"embedding is damaged in .* \(shard c/0/1/0 is missing\)"
+    ):
+        store.read_embedding("a", (slice(511, 513), slice(0, 10)))
+
+
+def test_shape_of_what_is_not_there_or_damaged(store: Store) -> None:
+    with pytest.raises(StoreError) as caught:
+        store.embedding_shape("a")
+    assert str(caught.value) == f"a is not embedded in {store.path}; run cellseg embed (again)"
+    embedded(store, "a")
+    (store.path / "a/embedding/zarr.json").write_text("{")
+    with pytest.raises(StoreError, match="a: embedding is damaged in"):
+        store.embedding_shape("a")
+
+
+def test_a_full_disk_at_a_slab(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        pytest.raises(StoreWriteError, match="No space left on device; make room"),
+        store.labels_writer("a", (10, 12)) as writer,
+    ):
+        monkeypatch.setattr(zarr.Array, "__setitem__", full)
+        writer.write(writer.slabs[0], np.zeros((10, 12), np.uint32))
 
 
 # ---------------------------------------------------------------- what is on disk

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +20,48 @@ from cellseg_cli.cli.common import (
 )
 from cellseg_cli.cli.screen import screen
 from cellseg_cli.cli.stages import report
-from cellseg_cli.config import ClusterSettings, RunSettings, settings_from
+from cellseg_cli.cli.tables import show_table
+from cellseg_cli.config import (
+    ClusterSettings,
+    RunSettings,
+    cluster_settings_by_type,
+    settings_from,
+)
+from cellseg_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cellseg_cli.evaluation.choice import Choice
+    from cellseg_cli.pipeline.tune import Tuned
+
+Tune = Annotated[
+    Path | None,
+    typer.Option(
+        "--tune",
+        metavar="TRUTH",
+        help="First find the settings that score best against TRUTH (as evaluate takes it).",
+    ),
+]
+Save = Annotated[
+    Path | None,
+    typer.Option(
+        "--save",
+        metavar="FILE",
+        help="With --tune: keep the settings in a .toml for --config, or in the model's "
+        ".safetensors, as well as in the store.",
+    ),
+]
+CellType = Annotated[
+    str | None,
+    typer.Option("--cell-type", metavar="NAME", help="Take the settings tuned for this type."),
+]
+Types = Annotated[
+    str | None,
+    typer.Option(
+        "--types",
+        metavar="FILE.csv:COLUMN",
+        help="Take for each field the settings of its type; the table has a column id.",
+    ),
+]
 
 
 def cluster(
@@ -60,6 +102,10 @@ def cluster(
             help="linkage, grid: erode and grow back, only erode, or neither.",
         ),
     ] = None,
+    tune: Tune = None,
+    save: Save = None,
+    cell_type: CellType = None,
+    types: Types = None,
     workers: Workers = None,
     part: Part = None,
     overwrite: Annotated[
@@ -74,10 +120,15 @@ def cluster(
 ) -> int:
     """Make label images from the embeddings of a store.
 
-    What is not set is taken from the model, which was tuned, and else from the
-    method. The same command goes on where a stopped run left off; with other
-    settings it replaces the label images. Fields that are not embedded are
-    listed and end the run with exit code 1.
+    What is not set is taken from what was tuned on this store, then from the
+    model, then from the method. The same command goes on where a stopped run
+    left off; with other settings it replaces the label images. Fields that are
+    not embedded are listed and end the run with exit code 1.
+
+    --tune finds foreground, seed level, merge distance and least area (those
+    that are not given) on the fields that have truth, for all of them and for
+    each cell type, by mean AP, and then clusters every field. With --dry-run
+    it only says what it finds.
 
     \b
     Examples:
@@ -85,6 +136,8 @@ def cluster(
         cellseg cluster emb.zarr --method linkage --size 160x128 --merge-distance 0.3
         cellseg cluster emb.zarr --min-area 40 --set seed_level=0.6
         cellseg cluster emb.zarr --part $SLURM_ARRAY_TASK_ID/64
+        cellseg cluster emb.zarr --tune truth/ --save tuned.toml
+        cellseg cluster emb.zarr --tune train.csv --types plates.csv:cell_type
     """
     flags = {
         "method": method,
@@ -97,10 +150,54 @@ def cluster(
     settings = settings_from(
         ClusterSettings, file=config, section="cluster", sets=sets or (), flags=flags
     )
+    by_type = cluster_settings_by_type(file=config, sets=sets or (), flags=flags)
     carried_out = {"workers": workers, "part": part, "overwrite": overwrite, "dry_run": dry_run}
     run = settings_from(RunSettings, flags=carried_out)
+    if save is not None and tune is None:
+        raise ConfigError("--save keeps what --tune finds: give --tune TRUTH as well")
     from cellseg_cli.pipeline.cluster import cluster_store
+    from cellseg_cli.pipeline.settings import CellTypes
 
+    chosen = CellTypes(cell_type, types, by_type)
+    tuned = None
     with screen(quiet=quiet, verbose=verbose) as emit:
-        summary = cluster_store(store, settings, run, emit)
-    return report(summary, store, dry_run=dry_run, as_json=as_json)
+        if tune is not None:
+            from cellseg_cli.pipeline.tune import Tuning
+            from cellseg_cli.pipeline.tune import tune as find_settings
+
+            tuned = find_settings(store, Tuning(tune, save), settings, run, emit, chosen)
+            settings, chosen = tuned.wanted(settings, chosen)
+            _tell(tuned, as_json=as_json, quiet=quiet)
+        summary = cluster_store(store, settings, run, emit, chosen)
+    more = {} if tuned is None else {"tuned": tuned.document}
+    code = report(summary, store, dry_run=dry_run, as_json=as_json, more=more)
+    return code if tuned is None else max(code, int(tuned.exit_code))
+
+
+def _tell(tuned: Tuned, *, as_json: bool, quiet: bool) -> None:
+    """Print what tuning found, unless it goes into the JSON, and where it is kept."""
+    if not as_json:
+        show_table(_rows(tuned))
+    for path in () if quiet else tuned.written:
+        typer.echo(f"tune: settings written to {path}", err=True)
+
+
+def _rows(tuned: Tuned) -> Iterator[list[str]]:
+    """Yield the cells of the table, the header first."""
+    names = [name for name in tuned.table if name != "by_type"]
+    yield ["settings for", "fields", "before", "mean AP", *names]
+    yield _row("all", tuned.overall, names)
+    for cell_type, choice in tuned.by_type.items():
+        yield _row(cell_type, choice, names)
+
+
+def _row(name: str, choice: Choice, settings: list[str]) -> list[str]:
+    scores = (
+        "-" if score != score else f"{score:.3f}" for score in (choice.before, choice.mean_ap)
+    )
+    return [
+        name,
+        str(choice.fields),
+        *scores,
+        *(str(getattr(choice.settings, s)) for s in settings),
+    ]

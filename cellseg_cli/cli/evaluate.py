@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cellseg_cli.cli.common import AsJson, Overwrite, Quiet, Workers, echo_json
+from cellseg_cli.cli.tables import show_table
 
 if TYPE_CHECKING:
     from cellseg_cli.evaluation.scores import Scores
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 #: How many ids of fields without a partner are named; JSON has them all.
 _NAMED = 5
-#: Characters a line may have where no terminal limits it: more than any table needs.
-_PIPE_WIDTH = 10_000
 
 
 class KaggleOrder(StrEnum):
@@ -121,7 +120,7 @@ def evaluate(
     if as_json:
         echo_json(document(evaluation))
     elif evaluation.overall is not None:
-        _show(_rows(evaluation))
+        show_table(_rows(evaluation))
     return int(evaluation.exit_code)
 
 
@@ -201,25 +200,3 @@ def _row(name: str, scores: Scores, *, pooled: bool) -> list[str]:
         *("-" if value != value else f"{value:.3f}" for value in shown),
         *map(str, counts),
     ]
-
-
-def _show(rows: Iterator[list[str]]) -> None:
-    """Print the table: ruled on a terminal, aligned text for a pipe."""
-    import sys
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    terminal = sys.stdout.isatty()
-    header, *body = rows
-    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
-    for row in body:
-        table.add_row(*row)
-    # Never cut a number: a pipe has no width, a narrow terminal wraps the lines.
-    console = Console(highlight=False, markup=False, width=_PIPE_WIDTH)
-    if terminal:
-        console.width = max(Console().width, console.measure(table).maximum)
-    console.print(table)

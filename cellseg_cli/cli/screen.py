@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Emit,
         Event,
         FieldDone,
+        Noted,
         StageFinished,
         StagePlanned,
         StageStarted,
@@ -71,6 +72,7 @@ class _Drawing:
         draw: dict[str, Any] = {
             "StagePlanned": self._planned,
             "StageStarted": self._started,
+            "Noted": self._noted,
             "FieldDone": self._field_done,
             "FieldFailed": self._field_failed,
             "StageFinished": self._finished,
@@ -92,6 +94,10 @@ class _Drawing:
     def _started(self, event: StageStarted) -> None:
         self._done = self._failed = 0
         self.bar.start(event)
+
+    def _noted(self, event: Noted) -> None:
+        if not self._quiet:
+            _say(f"{event.stage}: {event.text}")
 
     def _field_done(self, event: FieldDone) -> None:
         self._done += 1

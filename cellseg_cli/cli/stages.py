@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellseg_cli.cli.common import echo_json
 
@@ -11,8 +12,15 @@ if TYPE_CHECKING:
     from cellseg_cli.pipeline.events import Summary
 
 
-def report(summary: Summary, store: Path, *, dry_run: bool, as_json: bool) -> int:
-    """Print the result of a stage as JSON, if asked, and return the exit code."""
+def report(
+    summary: Summary,
+    store: Path,
+    *,
+    dry_run: bool,
+    as_json: bool,
+    more: Mapping[str, Any] | None = None,
+) -> int:
+    """Print the result of a stage as JSON, if asked, with `more`, and return the exit code."""
     if as_json:
         failed = [{"field": one.field_id, "reason": one.reason} for one in summary.failed]
         counts = {"done": summary.done, "skipped": summary.skipped, "failed": failed}
@@ -25,6 +33,7 @@ def report(summary: Summary, store: Path, *, dry_run: bool, as_json: bool) -> in
                 **planned,
                 **counts,
                 "seconds": round(summary.seconds, 3),
+                **(more or {}),
             }
         )
     return int(summary.exit_code)

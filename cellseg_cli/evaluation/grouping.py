@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cellseg_cli.errors import ConfigError, InputError
@@ -37,6 +37,26 @@ def groups_of_table(text: str) -> tuple[str, dict[str, str]]:
                 f"and {group_of[field_id]!r} before"
             )
     return column, group_of
+
+
+def groups_of_fields(text: str, field_ids: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return what :func:`groups_of_table` does, for a table that names at least one of the fields.
+
+    Raises
+    ------
+    ConfigError
+        If the text has no column in it.
+    InputError
+        If the table cannot be read, or none of the fields, at least one, has a group in it.
+    """
+    name, group_of = groups_of_table(text)
+    if group_of.keys().isdisjoint(field_ids):
+        there = f"such as {min(group_of)}" if group_of else "none"
+        raise InputError(
+            f"{text}: no field has a group there; its ids are of other fields ({there}), "
+            f"the fields are such as {field_ids[0]}"
+        )
+    return name, group_of
 
 
 def groups_by_cell_type(truth: Kind, field_ids: Iterable[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ of a field in a Kaggle table without columns for it) is taken from the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +70,22 @@ def open_side(source: Path, order: Order = "auto") -> Kind:
     if not side.field_ids:
         raise InputError(f"{source} has no label images yet; run: cellseg cluster {source}")
     return side
+
+
+def check_common(sources: tuple[Path, Path], ids: tuple[Collection[str], Collection[str]]) -> None:
+    """Refuse two sides that have no field in common.
+
+    Raises
+    ------
+    InputError
+        If the ids, at least one on each side, have none in common.
+    """
+    if set(ids[0]).isdisjoint(ids[1]):
+        raise InputError(
+            f"no field is in both: {sources[0]} has {len(ids[0])}, such as {min(ids[0])}; "
+            f"{sources[1]} has {len(ids[1])}, such as {min(ids[1])}; "
+            "a field is known by its path below the folder given, without suffix"
+        )
 
 
 def read_pair(prediction: Kind, truth: Kind, field_id: str) -> tuple[Instances, Instances]:

@@ -11,7 +11,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cellseg_cli import __version__
+from cellseg_cli import __version__, durable
 from cellseg_cli.errors import CheckpointError, ConfigError
 from cellseg_cli.networks.architecture import Architecture, Embedder
 
@@ -45,7 +47,8 @@ class ModelHeader:
     low_percentile, high_percentile
         Normalisation of a field before it enters the network.
     cluster
-        Tuned clustering settings; keys of ``ClusterSettings``.
+        Tuned clustering settings; keys of ``ClusterSettings``, and ``by_type``: such a table
+        for each cell type that was tuned for.
     label_statistics
         Of the training truth: number of instances, median and extreme areas in
         pixels, cell types.
@@ -120,7 +123,7 @@ def read_header(path: Path) -> ModelHeader:
     CheckpointError
         The file is missing, is no model file of ours, or of another version.
     """
-    content = _header_json(path)
+    content, _, _ = _opened(path)
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a safetensors file, but not a cellseg model")
     if content.get("format_version") != FORMAT_VERSION:
@@ -200,13 +203,67 @@ def bundled_models() -> tuple[str, ...]:
 
 
 def fingerprint(path: Path) -> str:
-    """Return the SHA-256 of the file, hexadecimal."""
+    """Return the SHA-256 of what in a model file decides an embedding, hexadecimal.
+
+    These are the weights, the architecture and the normalisation, as they stand in the file.
+    Name, licence, scores and the tuned clustering settings are not covered: a model may be tuned
+    anew, and the stores that were made with it still are of this model.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing or no model file of ours.
+    """
+    content, tensors, length = _opened(path)
+    keys = ("architecture", "low_percentile", "high_percentile")
+    decisive = {"tensors": tensors, **{key: content.get(key) for key in keys}}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(8 + length)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def _header_json(path: Path) -> dict[str, Any]:
-    """Return the JSON of ours inside the safetensors header; see the format's README."""
+def write_tuned(path: Path, cluster: Mapping[str, Any], mean_ap: float) -> None:
+    """Put clustering settings into the header of a model file, atomically.
+
+    The weights and everything else in the header stay as they are, and so does the
+    :func:`fingerprint`.
+
+    Parameters
+    ----------
+    path
+        A model file.
+    cluster
+        What becomes ``ModelHeader.cluster``.
+    mean_ap
+        What these settings reach; kept as ``tuned_mean_ap`` with the training.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing or no model file of ours.
+    """
+    content, tensors, length = _opened(path)
+    training = {**content.get("training", {}), "tuned_mean_ap": mean_ap}
+    text = json.dumps({**content, "cluster": dict(cluster), "training": training})
+    outer = json.dumps({"__metadata__": {"cellseg": text}, **tensors}).encode()
+    outer += b" " * (-len(outer) % 8)  # the format keeps the numbers aligned to 8 bytes
+    with durable.temporary_path(path.parent) as temporary:
+        with path.open("rb") as old, temporary.open("wb") as new:
+            old.seek(8 + length)
+            new.write(struct.pack("<Q", len(outer)) + outer)
+            shutil.copyfileobj(old, new)
+        shutil.copymode(path, temporary)
+        durable.replace(temporary, path)
+
+
+def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Return our JSON, the table of tensors, and the length of both in the file, in bytes.
+
+    See the README of the safetensors format.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -227,7 +284,7 @@ def _header_json(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a cellseg model: its header is no table")
-    return content
+    return content, {k: v for k, v in outer.items() if k != "__metadata__"}, length
 
 
 def _header(path: Path, content: dict[str, Any]) -> ModelHeader:
@@ -244,13 +301,19 @@ def _header(path: Path, content: dict[str, Any]) -> ModelHeader:
             f"{path} has a damaged header: percentiles {header.low_percentile:g} and "
             f"{header.high_percentile:g} do not satisfy 0 <= low < high <= 100"
         )
-    strange = [
-        name
-        for name, value in header.cluster.items()
-        if isinstance(value, float) and not math.isfinite(value)
-    ]
-    if strange:
-        raise CheckpointError(
-            f"{path} has a damaged header: cluster.{strange[0]} is {header.cluster[strange[0]]}"
-        )
+    _check_settings(path, header.cluster)
     return header
+
+
+def _check_settings(path: Path, cluster: Mapping[str, Any]) -> None:
+    """Refuse tuned settings, of all cells or of one type, that nothing can be done with."""
+    by_type = cluster.get("by_type", {})
+    if not isinstance(by_type, dict) or not all(isinstance(t, dict) for t in by_type.values()):
+        raise CheckpointError(
+            f"{path} has a damaged header: cluster.by_type is no table with a table for each type"
+        )
+    tables = {"cluster": cluster, **{f"cluster.by_type.{k}": v for k, v in by_type.items()}}
+    for table, values in tables.items():
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise CheckpointError(f"{path} has a damaged header: {table}.{name} is {value}")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cellseg_cli import durable
-from cellseg_cli.errors import ConfigError, ExitCode, InputError, OutputExistsError
-from cellseg_cli.evaluation.grouping import groups_by_cell_type, groups_by_plate, groups_of_table
+from cellseg_cli.errors import ConfigError, ExitCode, OutputExistsError
+from cellseg_cli.evaluation.grouping import groups_by_cell_type, groups_by_plate, groups_of_fields
 from cellseg_cli.evaluation.scores import (
     THRESHOLDS,
     FieldScore,
@@ -25,7 +25,7 @@ from cellseg_cli.evaluation.scores import (
     summarise,
     summarise_groups,
 )
-from cellseg_cli.evaluation.sides import Order, open_side, read_pair, read_truth
+from cellseg_cli.evaluation.sides import Order, check_common, open_side, read_pair, read_truth
 from cellseg_cli.evaluation.tables import field_row, scores_document
 from cellseg_cli.images.annotations import Kind
 from cellseg_cli.instances import Instances
@@ -128,8 +128,7 @@ def evaluate(comparison: Comparison) -> Evaluation:
     prediction = open_side(comparison.prediction, comparison.order)
     truth = open_side(comparison.truth, comparison.order)
     found, true = set(prediction.field_ids), set(truth.field_ids)
-    if not found & true:
-        raise InputError(_nothing_in_common(comparison, found, true))
+    check_common((comparison.prediction, comparison.truth), (found, true))
     scored = sorted(true if comparison.missing == "zero" else found & true)
     tables = _tables(comparison.groups, scored)
     fields, failed = _score_all(prediction, truth, scored, comparison.workers)
@@ -246,22 +245,8 @@ def _tables(texts: Sequence[str], field_ids: Sequence[str]) -> dict[str, dict[st
     """Return the group of each field by grouping; each must have a name and fields of its own."""
     tables: dict[str, dict[str, str]] = {}
     for text in texts:
-        name, group_of = groups_of_table(text)
+        name, group_of = groups_of_fields(text, field_ids)
         if name in tables:
             raise ConfigError(f"two tables of groups have the column {name}; rename one of them")
-        if group_of.keys().isdisjoint(field_ids):
-            there = f"such as {min(group_of)}" if group_of else "none"
-            raise InputError(
-                f"{text}: no field has a group there; its ids are of other fields ({there}), "
-                f"the fields are such as {field_ids[0]}"
-            )
         tables[name] = group_of
     return tables
-
-
-def _nothing_in_common(comparison: Comparison, found: set[str], true: set[str]) -> str:
-    return (
-        f"no field is in both: {comparison.prediction} has {len(found)}, such as {min(found)}; "
-        f"{comparison.truth} has {len(true)}, such as {min(true)}; "
-        "a field is known by its path below the folder given, without suffix"
-    )

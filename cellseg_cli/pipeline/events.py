@@ -80,6 +80,14 @@ class StageStarted:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Something that the user should know once, in one line."""
+
+    stage: str
+    text: str
+
+
+@dataclass(frozen=True)
 class FieldDone:
     """One field is written and marked; ``instances`` only where the stage makes labels."""
 
@@ -109,5 +117,5 @@ class StageFinished:
     record: str | None = None
 
 
-Event: TypeAlias = StagePlanned | StageStarted | FieldDone | FieldFailed | StageFinished
+Event: TypeAlias = StagePlanned | StageStarted | Noted | FieldDone | FieldFailed | StageFinished
 Emit: TypeAlias = Callable[[Event], None]

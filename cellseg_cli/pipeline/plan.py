@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -102,9 +102,13 @@ def plan_embedding(
 
 
 def plan_clustering(
-    rows: Sequence[FieldRow], settings: Mapping[str, Any], store: Store, *, redo: bool
+    rows: Sequence[FieldRow],
+    settings: Callable[[FieldRow], Mapping[str, Any]],
+    store: Store,
+    *,
+    redo: bool,
 ) -> Plan:
-    """What is to be clustered: every embedded field without a mark of these settings.
+    """What is to be clustered: every embedded field without a mark of its settings.
 
     An embedding of another model or of an earlier image, which a part that was not run
     yet has left, is none.
@@ -121,7 +125,8 @@ def plan_clustering(
             reason = "its embedding is of another model or image: run cellseg embed (every part)"
             unusable.append(Failure(row.id, reason))
         else:
-            wanted.append((row, fingerprint({"embedding": embedded, "settings": settings})))
+            mark = fingerprint({"embedding": embedded, "settings": settings(row)})
+            wanted.append((row, mark))
     return _compared(wanted, tuple(unusable), store, "cluster", redo=redo)
 
 

@@ -90,6 +90,7 @@ class Record:
         fates |= {failure.field_id: _failed(failure) for failure in self.plan.unusable}
         for outcome in self.outcomes:
             fate = _failed(outcome.failure) if outcome.failure else {"outcome": "done"}
+            fate |= dict(outcome.produced.counts) if outcome.produced else {}
             fates[outcome.field_id] = {**fate, "seconds": round(outcome.seconds, 4)}
         return dict(sorted(fates.items()))
 

@@ -6,10 +6,12 @@ import contextlib
 import shutil
 from pathlib import Path
 
+from cellseg_cli.errors import StoreWriteError
 from cellseg_cli.pipeline.events import (
     Emit,
     FieldDone,
     FieldFailed,
+    Noted,
     StageFinished,
     StagePlanned,
     StageStarted,
@@ -18,7 +20,7 @@ from cellseg_cli.pipeline.events import (
 from cellseg_cli.pipeline.plan import Plan
 from cellseg_cli.pipeline.record import Record
 from cellseg_cli.pipeline.stream import Outcome, Work, run_fields
-from cellseg_cli.store import Store, StoreWriteError
+from cellseg_cli.store import Store
 
 
 def planned(
@@ -87,6 +89,8 @@ def _tell(outcome: Outcome, store: Store, record: Record, emit: Emit) -> None:
         emit(FieldFailed(record.stage, outcome.failure))
     elif outcome.produced:
         made = outcome.produced
+        if made.note:
+            emit(Noted(record.stage, f"{outcome.field_id}: {made.note}"))
         emit(
             FieldDone(record.stage, outcome.field_id, outcome.seconds, made.pixels, made.instances)
         )

@@ -15,15 +15,15 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from cellseg_cli.errors import CellsegError
+from cellseg_cli.errors import CellsegError, StoreWriteError
 from cellseg_cli.pipeline.events import Failure
-from cellseg_cli.store import FieldRow, StoreWriteError
+from cellseg_cli.store import FieldRow
 
 #: Fields per worker in one dask graph.  A graph ends when its last field does, so workers
 #: wait at its end for up to one field: 1/64 of the time at most.
@@ -32,10 +32,15 @@ WINDOW = 64
 
 @dataclass(frozen=True)
 class Produced:
-    """What one field gave, for the events: pixels, and instances where labels were made."""
+    """What one field gave, for the events: pixels, and instances where labels were made.
+
+    ``counts`` are kept in the run record, ``note`` is told at once.
+    """
 
     pixels: int
     instances: int | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    note: str | None = None
 
 
 @dataclass(frozen=True)

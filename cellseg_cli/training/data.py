@@ -30,6 +30,8 @@ CACHE_BYTES = 4 << 30
 
 #: Columns of an index that may hold the cell type, in order of preference.
 TYPE_COLUMNS = ("cell_type", "kind", "type")
+#: Stands for the cell type of fields whose type nobody names.
+ALL_TYPES = "all"
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _sources(
 def _cell_type(field_id: str, annotations: Annotations, rows: dict[str, dict[str, str]]) -> str:
     row = rows.get(field_id, {})
     named = next((row[column] for column in TYPE_COLUMNS if row.get(column)), None)
-    return named or annotations.cell_type(field_id) or "all"
+    return named or annotations.cell_type(field_id) or ALL_TYPES
 
 
 def _parts(spec: str) -> tuple[str, Path]:

@@ -1,48 +1,30 @@
 """Choose a model's clustering settings on the held-out fields.
 
-Every field is embedded once and clustered under every trial; the trial of the
-highest mean AP (mean over fields, Kaggle's metric) goes into the model's
-header, where `cluster` finds it.  Of equal trials the first one stays, so the
-choice is deterministic.
+The settings that score best (:mod:`cellseg_cli.evaluation.choice`), for all fields and for those
+of each cell type, go into the model's header, where `cluster` finds them.  Fields are embedded
+anew for each of its few passes, which costs less than keeping the embeddings of a large set.
 """
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cellseg_cli.clustering import Clustering, cluster, default_method
-from cellseg_cli.evaluation.scores import FieldScore, score_field, summarise
-from cellseg_cli.instances import instances_of_labels
-from cellseg_cli.networks.checkpoint import load_model, save_model
+from cellseg_cli.clustering import Clustering, resolve
+from cellseg_cli.config import BY_TYPE
+from cellseg_cli.evaluation.choice import (
+    Trials,
+    choose,
+    mean_ap_of_trials,
+    search_for,
+    settings_table,
+)
+from cellseg_cli.networks.checkpoint import load_model, write_tuned
 from cellseg_cli.networks.predict import Predictor
-from cellseg_cli.training.data import Examples, read_field
+from cellseg_cli.training.data import ALL_TYPES, Examples, read_field
 
-#: Values tried for each setting of the default method of a kind; all combinations.
-TRIALS: dict[str, dict[str, tuple[float, ...]]] = {
-    "spatial": {
-        "foreground": (0.25, 0.3, 0.35, 0.4),
-        "seed_level": (0.5, 0.6, 0.7, 0.8, 0.85),
-        "min_area_px": (16, 24, 32),
-    },
-    "contrastive": {
-        "merge_distance": (0.2, 0.3, 0.45, 0.6),
-        "foreground": (0.4, 0.5, 0.6),
-        "min_area_px": (16, 24, 32),
-    },
-}
-
-
-def trials(kind: str) -> tuple[Clustering, ...]:
-    """Return every setting that is tried for embeddings of a kind."""
-    method = default_method(kind)
-    combinations: list[dict[str, Any]] = [
-        dict(zip(TRIALS[kind], values, strict=True))
-        for values in itertools.product(*TRIALS[kind].values())
-    ]
-    return tuple(Clustering(method=method, **combination) for combination in combinations)
+_ALL = ""  # the group of all fields; no cell type has an empty name
 
 
 def tune(path: Path, examples: Examples, device: str) -> dict[str, Any]:
@@ -54,26 +36,50 @@ def tune(path: Path, examples: Examples, device: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        The settings and their ``mean_ap``; empty where nothing was chosen.
+        The settings for all fields and their ``mean_ap``, and ``mean_ap/NAME`` of the settings
+        for each cell type; empty where nothing was chosen.
     """
     model, header = load_model(path)
     predictor = Predictor(model, header, device=device)
-    tried = trials(header.kind)
-    scores: list[list[FieldScore]] = [[] for _ in tried]
-    for source in examples.sources:
-        image, truth = read_field(source, examples.settings)
-        embedding = predictor.embed(image)
-        for settings, column in zip(tried, scores, strict=True):
-            labels = cluster(
-                embedding.values, kind=header.kind, settings=settings, classes=embedding.classes
-            )
-            column.append(score_field(instances_of_labels(labels), truth))
-    means = [summarise(column).mean.mean_ap if column else float("nan") for column in scores]
-    known = [index for index, mean in enumerate(means) if mean == mean]
-    if not known:
+    with_classes = header.architecture.classes_head
+    start = resolve(Clustering(), header.kind, with_classes=with_classes)
+
+    def score(trials: Trials) -> Mapping[str, Sequence[float]]:
+        return {one: _mean_aps(predictor, examples, int(one), trials[one]) for one in trials}
+
+    search = search_for(start, header.kind, with_classes=with_classes)
+    best = choose(search, _groups(examples), score)
+    if _ALL not in best:
         return {}
-    best = max(known, key=lambda index: means[index])
-    chosen = {key: value for key, value in asdict(tried[best]).items() if value is not None}
-    training = {**header.training, "tuned_mean_ap": means[best]}
-    save_model(path, model.cpu(), replace(header, cluster=chosen, training=training))
-    return {**chosen, "mean_ap": means[best]}
+    overall = best.pop(_ALL)
+    chosen = settings_table(overall.settings, header.kind)
+    by_type = {name: settings_table(one.settings, header.kind) for name, one in best.items()}
+    write_tuned(path, {**chosen, BY_TYPE: by_type} if by_type else chosen, overall.mean_ap)
+    scores = {f"mean_ap/{name}": one.mean_ap for name, one in best.items()}
+    return {**chosen, "mean_ap": overall.mean_ap, **scores}
+
+
+def _mean_aps(
+    predictor: Predictor, examples: Examples, number: int, trials: Sequence[Clustering]
+) -> list[float]:
+    """The mean AP of one held-out field under each trial."""
+    image, truth = read_field(examples.sources[number], examples.settings)
+    embedding = predictor.embed(image)
+    return mean_ap_of_trials(
+        embedding.values,
+        kind=predictor.header.kind,
+        trials=trials,
+        truth=truth,
+        classes=embedding.classes,
+    )
+
+
+def _groups(examples: Examples) -> dict[str, list[str]]:
+    """The numbers of all fields, and of those of each cell type that is named, as texts."""
+    groups: dict[str, list[str]] = {_ALL: []}
+    for number, source in enumerate(examples.sources):
+        groups[_ALL].append(str(number))
+        cell_type = source.group.split(":", 1)[1]
+        if cell_type != ALL_TYPES:
+            groups.setdefault(cell_type, []).append(str(number))
+    return groups

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cellseg_cli.errors import ConfigError, InputError
-from cellseg_cli.evaluation.grouping import groups_of_table
+from cellseg_cli.evaluation.grouping import groups_of_fields, groups_of_table
 
 
 def test_a_column_names_the_grouping(tmp_path: Path) -> None:
@@ -55,4 +55,16 @@ def test_a_table_that_is_no_text(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"groups cannot be read from {table}: "
         "'utf-8' codec can't decode byte 0xff in position 8: invalid start byte"
+    )
+
+
+def test_a_table_must_name_one_of_the_fields(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,kind\na,fluo\nb,\n")
+    assert groups_of_fields(f"{table}:kind", ["a", "z"]) == ("kind", {"a": "fluo"})
+    with pytest.raises(InputError) as error:
+        groups_of_fields(f"{table}:kind", ["z", "y"])
+    assert str(error.value) == (
+        f"{table}:kind: no field has a group there; its ids are of other fields (such as a), "
+        "the fields are such as z"
     )

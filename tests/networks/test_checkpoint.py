@@ -6,6 +6,7 @@ import json
 import pickle
 import resource
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from cellseg_cli.networks.checkpoint import (
     load_model,
     read_header,
     save_model,
+    write_tuned,
 )
 
 ARCHITECTURE = Architecture(encoder="resnet10t", decoder_channels=4)
@@ -157,11 +159,35 @@ def test_find_model_knows_names_files_and_runs(saved: tuple[Path, Embedder]) -> 
     )
 
 
-def test_fingerprint_is_the_files_sha256(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert fingerprint(tmp_path / "abc") == (
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )
+def test_the_fingerprint_is_of_what_decides_an_embedding(saved: tuple[Path, Embedder]) -> None:
+    path, model = saved
+    before = fingerprint(path)
+    assert len(before) == 64
+    rewrite_header(path, {"cluster": {"foreground": 0.4}, "name": "other", "licence": "none"})
+    assert fingerprint(path) == before
+    rewrite_header(path, {"low_percentile": 2.0})
+    assert fingerprint(path) != before
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1
+    save_model(path, model, HEADER)
+    assert fingerprint(path) != before
+
+
+def test_tuned_settings_change_nothing_else(saved: tuple[Path, Embedder]) -> None:
+    path, model = saved
+    path.chmod(0o640)
+    before = fingerprint(path)
+    tuned = {"method": "seeds", "foreground": 0.4, "by_type": {"größer": {"foreground": 0.2}}}
+    write_tuned(path, tuned, 0.5)
+    loaded, header = load_model(path)
+    assert header == replace(HEADER, cluster=tuned, training={"tuned_mean_ap": 0.5})
+    assert fingerprint(path) == before
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name])
+    length = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    assert length % 8 == 0
 
 
 @pytest.mark.parametrize(
@@ -176,6 +202,14 @@ def test_fingerprint_is_the_files_sha256(tmp_path: Path) -> None:
             "percentiles nan and 99.8 do not satisfy 0 <= low < high <= 100",
         ),
         ({"cluster": {"foreground": float("inf")}}, "cluster.foreground is inf"),
+        (
+            {"cluster": {"by_type": {"cort": {"foreground": float("nan")}}}},
+            "cluster.by_type.cort.foreground is nan",
+        ),
+        (
+            {"cluster": {"by_type": {"cort": 0.3}}},
+            "cluster.by_type is no table with a table for each type",
+        ),
     ],
 )
 def test_numbers_that_nothing_can_be_done_with(

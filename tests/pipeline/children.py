@@ -6,10 +6,13 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
+
 from cellseg_cli import durable
 from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
 from cellseg_cli.pipeline.cluster import cluster_store
 from cellseg_cli.pipeline.embed import embed
+from cellseg_cli.scratch import Scratch
 
 
 def ignore(_: object) -> None:
@@ -52,4 +55,20 @@ def embed_until_sync(
 def cluster_until_sync(number: int, out: Path, settings: ClusterSettings, run: RunSettings) -> None:
     """``run_cluster`` up to a sync."""
     die_at_sync(number)
+    run_cluster(out, settings, run)
+
+
+def cluster_until_kept(number: int, out: Path, settings: ClusterSettings, run: RunSettings) -> None:
+    """``run_cluster`` up to the ``number``-th array that it puts aside."""
+    real = Scratch.keep
+    calls = 0
+
+    def counted(room: Scratch, name: str, values: np.ndarray) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(room, name, values)
+
+    Scratch.keep = counted  # type: ignore[method-assign]
     run_cluster(out, settings, run)

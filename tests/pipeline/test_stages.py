@@ -18,11 +18,18 @@ import tifffile
 
 from cellseg_cli import durable
 from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
-from cellseg_cli.errors import CellsegError, ConfigError, ExitCode, InputError, StoreError
-from cellseg_cli.pipeline.cluster import cluster_store, settings_for
+from cellseg_cli.errors import (
+    CellsegError,
+    ConfigError,
+    ExitCode,
+    InputError,
+    StoreError,
+    StoreWriteError,
+)
+from cellseg_cli.pipeline.cluster import cluster_store
 from cellseg_cli.pipeline.embed import embed
 from cellseg_cli.pipeline.events import Event, FieldDone, StagePlanned, Summary
-from cellseg_cli.store import Store, StoreWriteError
+from cellseg_cli.store import Store
 
 GOOD = ["A/f0", "A/f2", "A/f4", "B/f1", "B/f3", "B/f5"]
 ONE = RunSettings(workers=1)
@@ -346,27 +353,6 @@ def test_no_old_label_is_left_when_settings_change_halfway(
     assert {mark["settings"]["min_area_px"] for mark in left} == {50}
     assert record_of(out)["ended"] == "interrupted"
     assert record_of(out)["counts"]["done"] == len(left)
-
-
-def test_settings_come_from_the_user_then_the_model_then_the_method(tmp_path: Path) -> None:
-    attributes = {"model": {"kind": "spatial"}, "cluster": {"foreground": 0.3, "seed_level": 0.4}}
-    store = Store.create(tmp_path / "a.zarr", attributes)
-    kind, resolved = settings_for(store, ClusterSettings(seed_level=0.9))
-    assert (kind, resolved.method) == ("spatial", "seeds")
-    assert (resolved.foreground, resolved.seed_level) == (0.3, 0.9)
-    # tuned for seeds: nothing of it is taken for another method
-    _, other = settings_for(store, ClusterSettings(method="grid"))
-    plain = Store.create(tmp_path / "b.zarr", {"model": {"kind": "spatial"}, "cluster": {}})
-    assert other == settings_for(plain, ClusterSettings(method="grid"))[1]
-
-
-def test_tuned_settings_that_are_not_known(tmp_path: Path) -> None:
-    attributes = {"model": {"kind": "spatial"}, "cluster": {"glow": 1}}
-    store = Store.create(tmp_path / "a.zarr", attributes)
-    assert message(lambda: settings_for(store, ClusterSettings()), StoreError) == (
-        f"{store.path}: its model was tuned with settings that this cellseg does not know: glow; "
-        "use the cellseg that made the model"
-    )
 
 
 def test_impossible_settings_are_refused_before_any_field(

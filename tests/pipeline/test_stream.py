@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellseg_cli.config import RunSettings
-from cellseg_cli.errors import ConfigError, ExitCode, InputError
+from cellseg_cli.errors import ConfigError, ExitCode, InputError, StoreWriteError
 from cellseg_cli.pipeline.events import Failure, Summary
 from cellseg_cli.pipeline.plan import of_part
 from cellseg_cli.pipeline.stream import WINDOW, Outcome, Produced, Stop, run_fields, worker_count
-from cellseg_cli.store import FieldRow, StoreWriteError
+from cellseg_cli.store import FieldRow
 
 
 def jobs(count: int) -> list[tuple[FieldRow, str]]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 
-from cellseg_cli.clustering import cluster
+from cellseg_cli.clustering import Clustering, cluster, resolve
 from cellseg_cli.config import TrainSettings
-from cellseg_cli.evaluation.scores import score_field, summarise
+from cellseg_cli.evaluation import choice
+from cellseg_cli.evaluation.scores import measures, score_field
 from cellseg_cli.instances import instances_of_labels
 from cellseg_cli.networks.architecture import Architecture, Embedder
-from cellseg_cli.networks.checkpoint import ModelHeader, load_model, save_model
+from cellseg_cli.networks.checkpoint import ModelHeader, fingerprint, load_model, save_model
 from cellseg_cli.networks.predict import Predictor
-from cellseg_cli.training import tune as tuning
 from cellseg_cli.training.data import Examples, open_split, read_field
-from cellseg_cli.training.tune import TRIALS, trials, tune
+from cellseg_cli.training.tune import tune
 
 SETTINGS = TrainSettings(in_channels=1)
+FEW = {"foreground": (0.3, 0.45), "seed_level": (0.4, 0.5), "min_area_px": (4, 9)}
 
 
 def saved(path: Path) -> Path:
@@ -28,38 +30,55 @@ def saved(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", sorted(TRIALS))
-def test_every_combination_is_tried_once(kind: str) -> None:
-    tried = trials(kind)
-    assert len(set(tried)) == len(tried)
-    for name, values in TRIALS[kind].items():
-        assert {getattr(each, name) for each in tried} == set(values)
+def mean_ap(predictor: Predictor, examples: Examples, settings: Clustering) -> list[float]:
+    """The mean AP of each field, straight from `cluster` and `score_field`."""
+    found = []
+    for source in examples.sources:
+        image, truth = read_field(source, SETTINGS)
+        embedding = predictor.embed(image)
+        labels = cluster(
+            embedding.values, kind="spatial", settings=settings, classes=embedding.classes
+        )
+        found.append(measures(score_field(instances_of_labels(labels), truth)).mean_ap)
+    return found
 
 
-def test_the_best_trial_is_written(
+def test_the_best_settings_are_written_for_all_and_by_type(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = {"spatial": {"foreground": (0.3, 0.45), "seed_level": (0.4, 0.5), "min_area_px": (4, 9)}}
-    monkeypatch.setattr(tuning, "TRIALS", few)
+    monkeypatch.setitem(choice.VALUES, ("seeds", "spatial"), FEW)
+    index = tmp_path / "index.csv"
+    index.write_text("id,cell_type\nf0,big\nf1,\nf2,big\nf3,small\n")
     path = saved(tmp_path / "tiny.safetensors")
     before, _ = load_model(path)
-    examples = Examples(open_split([str(discs)]).train, SETTINGS)
+    mark = fingerprint(path)
+    examples = Examples(open_split([str(discs)], index=index).train, SETTINGS)
+    assert [source.group for source in examples.sources] == ["0:big", "0:all", "0:big", "0:small"]
     chosen = tune(path, examples, "cpu")
+
     after, header = load_model(path)
     predictor = Predictor.load(path, device="cpu")
+    combined = [dict(zip(FEW, values, strict=True)) for values in itertools.product(*FEW.values())]
+    tried = [resolve(Clustering(), "spatial", with_classes=True)]
+    tried += [Clustering("seeds", **one) for one in combined]  # type: ignore[arg-type]
+    scores = [mean_ap(predictor, examples, settings) for settings in tried]
+    best = max(sum(one) / 4 for one in scores)
+    assert chosen["mean_ap"] == pytest.approx(best, abs=1e-12)
+    assert chosen["mean_ap/big"] == pytest.approx(max((s[0] + s[2]) / 2 for s in scores), abs=1e-12)
+    assert chosen["mean_ap/small"] == pytest.approx(max(s[3] for s in scores), abs=1e-12)
 
-    def mean_ap(settings: object) -> float:
-        scores = []
-        for source in examples.sources:
-            image, truth = read_field(source, SETTINGS)
-            labels = cluster(predictor.embed(image).values, kind="spatial", settings=settings)  # type: ignore[arg-type]
-            scores.append(score_field(instances_of_labels(labels), truth))
-        return summarise(scores).mean.mean_ap
-
-    expected = [mean_ap(settings) for settings in trials("spatial")]
-    assert chosen["mean_ap"] == max(expected)
-    best = trials("spatial")[expected.index(max(expected))]
-    assert {key: getattr(best, key) for key in header.cluster} == header.cluster
+    by_type = header.cluster.pop("by_type")
+    assert sorted(by_type) == ["big", "small"]
+    for settings, reached, fields in (
+        (header.cluster, chosen["mean_ap"], [0, 1, 2, 3]),
+        (by_type["big"], chosen["mean_ap/big"], [0, 2]),
+        (by_type["small"], chosen["mean_ap/small"], [3]),
+    ):
+        assert set(settings) == {"method", "foreground", "seed_level", "min_area_px"}
+        found = mean_ap(predictor, examples, Clustering(**settings))
+        assert sum(found[i] for i in fields) / len(fields) == pytest.approx(reached, abs=1e-12)
+    assert header.training["tuned_mean_ap"] == chosen["mean_ap"]
+    assert fingerprint(path) == mark
     for name, tensor in before.state_dict().items():
         assert torch.equal(tensor, after.state_dict()[name])
 

@@ -1,0 +1,158 @@
+"""The zarr arrays of a store: how they are laid out, written slab by slab, read by region.
+
+A slab is what one shard holds: up to 4096 × 4096 px of every channel.  A part of a shard cannot
+be written without writing the rest again, so arrays are written slab by slab, each slab once;
+chunks of 256 × 256 px are read out of a shard one by one.
+
+Invariants: every shard is written, so that a missing one means damage and never zeros; chunks
+carry checksums.  Knows nothing of fields, marks or stages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from cellseg_cli import durable
+
+if TYPE_CHECKING:
+    import zarr
+
+CHUNK_PX = 256
+SHARD_PX = 4096
+
+#: Rows and columns of a plane.
+Region: TypeAlias = tuple[slice, slice]
+
+
+def create(path: Path, shape: tuple[int, ...], dtype: type) -> zarr.Array[Any]:
+    """A new array (Y, X) or (C, Y, X) at ``path``, without any shard yet."""
+    import zarr
+    from zarr.codecs import ZstdCodec
+
+    rest = shape[:-2]
+    shard = tuple(min(SHARD_PX, CHUNK_PX * max(1, math.ceil(n / CHUNK_PX))) for n in shape[-2:])
+    return zarr.create_array(
+        store=str(path),
+        shape=shape,
+        chunks=(*rest, CHUNK_PX, CHUNK_PX),
+        shards=(*rest, *shard),
+        dtype=dtype,
+        fill_value=0,
+        # the checksum makes silent damage an error, not other numbers
+        compressors=ZstdCodec(level=1, checksum=True),
+        dimension_names=("c", "y", "x")[-len(shape) :],
+        # a missing shard must mean damage, not a shard of zeros
+        config={"write_empty_chunks": True},
+    )
+
+
+def shape_of(path: Path) -> tuple[int, ...]:
+    """The shape of the array at ``path``.
+
+    Raises
+    ------
+    OSError, ValueError, RuntimeError, KeyError, TypeError
+        Nothing is there, or it is damaged: zarr has no error class of its own.
+    """
+    import zarr
+
+    return tuple(zarr.open_array(store=str(path), mode="r").shape)
+
+
+def read(path: Path, region: Region | None = None) -> np.ndarray:
+    """The array at ``path``: the whole plane, or a region of it, of all channels.
+
+    Raises
+    ------
+    OSError, ValueError, RuntimeError, KeyError, TypeError
+        Nothing is there, or it is damaged: zarr has no error class of its own.
+    """
+    import zarr
+
+    array = zarr.open_array(store=str(path), mode="r")
+    rows, columns = region or (slice(0, array.shape[-2]), slice(0, array.shape[-1]))
+    _require_shards(array, path, (rows, columns))
+    return np.asarray(array[..., rows, columns])
+
+
+def slabs(shape: tuple[int, int]) -> Iterator[Region]:
+    """The regions of a plane (Y, X) that are one shard each, row by row.
+
+    >>> [(rows.stop, columns.stop) for rows, columns in slabs((5000, 30))]
+    [(4096, 30), (5000, 30)]
+    """
+    for top in range(0, shape[0], SHARD_PX):
+        for left in range(0, shape[1], SHARD_PX):
+            rows = slice(top, min(top + SHARD_PX, shape[0]))
+            yield rows, slice(left, min(left + SHARD_PX, shape[1]))
+
+
+class SlabWriter:
+    """Writes arrays over one plane, slab by slab; use it in a ``with`` statement.
+
+    What was written is brought to the disk at the end of the statement, unless it ends with an
+    error.  Threads may write different slabs at the same time.
+
+    Attributes
+    ----------
+    slabs
+        The regions to write, each once, in any order.
+    """
+
+    def __init__(self, root: Path, targets: dict[Path, tuple[tuple[int, ...], type]]) -> None:
+        """New arrays at the paths ``targets``, of these shapes and types, in the store ``root``."""
+        self._root = root
+        self._paths = tuple(targets)
+        shape = next(iter(targets.values()))[0]
+        self.slabs = tuple(slabs((shape[-2], shape[-1])))
+        with durable.writing(root):
+            self._arrays = [create(path, *layout) for path, layout in targets.items()]
+
+    def write(self, slab: Region, *values: np.ndarray) -> None:
+        """Write one slab of every array; values (..., Y, X) in the order of the arrays.
+
+        Raises
+        ------
+        StoreWriteError
+            The disk cannot be written.
+        """
+        assert slab in self.slabs
+        with durable.writing(self._root):
+            for array, part in zip(self._arrays, values, strict=True):
+                assert part.dtype == array.dtype
+                array[(..., *slab)] = part
+
+    def __enter__(self) -> SlabWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            with durable.writing(self._root):
+                for path in self._paths:
+                    durable.sync_tree(path)
+
+
+def _require_shards(array: zarr.Array[Any], path: Path, region: Region) -> None:
+    """Raise OSError if the file of a shard is missing: zarr itself would return zeros."""
+    shard = (array.shards or array.chunks)[-2:]
+    first, last = (
+        [end // side for end, side in zip(ends, shard, strict=True)]
+        for ends in ([one.start for one in region], [one.stop - 1 for one in region])
+    )
+    channels = ["0"] * (array.ndim - 2)
+    for row in range(first[0], last[0] + 1):
+        for column in range(first[1], last[1] + 1):
+            shard_file = path.joinpath("c", *channels, str(row), str(column))
+            if not shard_file.is_file():
+                raise OSError(f"shard {shard_file.relative_to(path)} is missing")
