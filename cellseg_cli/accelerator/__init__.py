@@ -29,7 +29,7 @@ from .inputs import checked_classes, checked_embeddings
 from .seeds import seeds
 from .watershed import watershed
 
-__all__ = ["METHODS", "BatchLabels", "cluster_batch"]
+__all__ = ["METHODS", "BatchLabels", "check_method", "cluster_batch"]
 
 #: The methods that work on an accelerator.
 METHODS = ("grid", "seeds", "watershed")
@@ -62,6 +62,14 @@ class BatchLabels:
         if (fault := self.faults[field]) is not None:
             raise fault
         return self.images[field]
+
+
+def check_method(method: str) -> None:
+    """Raise ConfigError unless the method works on an accelerator."""
+    if method not in METHODS:
+        raise ConfigError(
+            f"{method} works on the CPU only; cluster there, or choose one of {', '.join(METHODS)}"
+        )
 
 
 @torch.no_grad()
@@ -99,11 +107,7 @@ def cluster_batch(
         If a field is too large to cluster at once.
     """
     chosen = resolve(settings, kind, with_classes=classes is not None)
-    if chosen.method not in METHODS:
-        raise ConfigError(
-            f"{chosen.method} works on the CPU only; cluster there, or choose one of "
-            f"{', '.join(METHODS)}"
-        )
+    check_method(chosen.method)
     values, faults = checked_embeddings(embeddings, kind, chosen.method)
     needed_by = "watershed" if chosen.method == "watershed" else None
     probabilities = checked_classes(classes, values, needed_by)

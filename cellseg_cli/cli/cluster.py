@@ -106,6 +106,14 @@ def cluster(
     save: Save = None,
     cell_type: CellType = None,
     types: Types = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="cpu|auto|cuda[:I]",
+            help="Where label images are made, the same on all; not linkage, not tiles.",
+        ),
+    ] = None,
     workers: Workers = None,
     part: Part = None,
     overwrite: Annotated[
@@ -151,7 +159,13 @@ def cluster(
         ClusterSettings, file=config, section="cluster", sets=sets or (), flags=flags
     )
     by_type = cluster_settings_by_type(file=config, sets=sets or (), flags=flags)
-    carried_out = {"workers": workers, "part": part, "overwrite": overwrite, "dry_run": dry_run}
+    carried_out = {
+        "workers": workers,
+        "part": part,
+        "overwrite": overwrite,
+        "dry_run": dry_run,
+        "device": device,
+    }
     run = settings_from(RunSettings, flags=carried_out)
     if save is not None and tune is None:
         raise ConfigError("--save keeps what --tune finds: give --tune TRUTH as well")

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cellseg_cli.clustering import Clustering, cluster
 from cellseg_cli.config import ClusterSettings, RunSettings
 from cellseg_cli.errors import StoreError
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
+from cellseg_cli.pipeline.labelling import Labeller
 from cellseg_cli.pipeline.plan import of_part, plan_clustering
 from cellseg_cli.pipeline.record import Record
 from cellseg_cli.pipeline.settings import CellTypes, FieldSettings, settings_of_fields
@@ -70,7 +70,7 @@ def cluster_store(
     chosen = settings_of_fields(store, settings, types, [row.id for row in fields])
     for note in chosen.notes:
         emit(Noted("cluster", note))
-    how = _How(chosen, Tiles.of(settings))
+    how = _How(chosen, Tiles.of(settings), Labeller.on(run.device, chosen.overall.method))
     plan = plan_clustering(of_part(fields, run.part), how.identity, store, redo=run.overwrite)
     emit(planned(plan, "cluster", store.path, _LABEL_BYTES, dry_run=run.dry_run))
     if run.dry_run:
@@ -79,6 +79,7 @@ def cluster_store(
     told |= {"tile_px": settings.tile_px, "overlap_px": settings.overlap_px}
     record = Record("cluster", run.part, {**asdict(chosen.overall), **told, **asdict(run)}, plan)
     record.model = store.attributes.get("embed", {}).get("model")
+    record.device = how.labeller.device
     record.workers = worker_count(run.workers)
 
     def work(row: FieldRow, mark: str, stop: Stop) -> Produced:
@@ -89,10 +90,11 @@ def cluster_store(
 
 @dataclass(frozen=True)
 class _How:
-    """The settings of every field, and how large ones are cut."""
+    """The settings of every field, how large ones are cut, and where labels are made."""
 
     chosen: FieldSettings
     tiles: Tiles
+    labeller: Labeller
 
     def identity(self, row: FieldRow) -> dict[str, Any]:
         """What decides the label image of a field, besides its embedding."""
@@ -110,18 +112,18 @@ def _cluster_field(row: FieldRow, mark: str, store: Store, stop: Stop, how: _How
         seams = {"tiles": made.tiles, "redone": made.redone, "disputed": made.disputed}
     else:
         check_whole(row, settings)
-        instances = _cluster_whole(row, store, stop, kind, settings)
+        instances = _cluster_whole(row, store, stop, how)
     stop.check()
     details = {"settings": how.identity(row), "instances": instances, **seams}
     store.mark_done(row.id, "cluster", mark, details)
     return Produced(row.pixels, instances, seams, _note(seams))
 
 
-def _cluster_whole(row: FieldRow, store: Store, stop: Stop, kind: str, settings: Clustering) -> int:
+def _cluster_whole(row: FieldRow, store: Store, stop: Stop, how: _How) -> int:
     """Write the label image of a field that fits in memory; the number of instances."""
     embedding, classes = store.read_embedding(row.id)
     stop.check()
-    labels = cluster(embedding, kind=kind, settings=settings, classes=classes)
+    labels = how.labeller.labels(embedding, classes, how.chosen.kind, how.chosen.of(row.id))
     stop.check()
     store.write_labels(row.id, labels)
     return int(labels.max(initial=0))  # ids are 1 to n without gaps
