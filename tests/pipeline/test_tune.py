@@ -254,7 +254,7 @@ def test_the_whole_output(store: Path, truth: Path, types: str, told: Message) -
         f"tune: settings written to {store / '.cellseg/tuned.toml'}",
         "cluster: the settings for all are taken for fields of types without settings of their "
         "own (other: 1)",
-        "cluster: 5 fields on cpu, 1 workers",
+        "cluster: 5 fields, 1 workers on cpu",
     ]
     content = json.loads(record.read_text())
     assert (content["stage"], content["trials"], content["model_fingerprint"]) == (
