@@ -11,13 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cellseg_cli.clustering.grid import (
-    CENTRE_STEPS,
-    LADDER,
-    VECTOR_STEPS,
-    background_code,
-    sample_places,
-)
+from cellseg_cli.clustering.grid import background_code, sample_places
+from cellseg_cli.clustering.merging import CENTRE_STEPS, LADDER, VECTOR_STEPS
 from cellseg_cli.clustering.resizing import working_shape
 from cellseg_cli.clustering.seeds import WIDEST_PX
 from cellseg_cli.clustering.settings import Clustering

@@ -1,7 +1,7 @@
 """Agglomeration of touching clusters, in the rounds and with the ties of the reference.
 
-Rule 2 of :mod:`cellseg_cli.clustering.grid`.  Sums are exact (see there), so adding them up in
-any order gives the same bits; distances are the same float64 operations in the same order, each
+The rules of :mod:`cellseg_cli.clustering.merging`.  Sums are exact (see there), so adding them up
+in any order gives the same bits; distances are the same float64 operations in the same order, each
 rounded on its own; and ties are decided by the same numbers.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cellseg_cli.clustering.grid import HUB
+from cellseg_cli.clustering.merging import HUB
 
 from .graphs import LAST, firsts, least, roots
 

@@ -62,58 +62,66 @@ Types = Annotated[
         help="Take for each field the settings of its type; the table has a column id.",
     ),
 ]
+StorePath = Annotated[
+    Path,
+    typer.Argument(metavar="STORE", help="A store that embed has made.", show_default=False),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="auto (seeds for spatial embeddings, grid for contrastive ones), seeds, grid, "
+        "linkage (the origin's method) or watershed (of the classes).",
+    ),
+]
+MergeDistance = Annotated[
+    float | None,
+    typer.Option("--merge-distance", help="linkage, grid: clusters nearer than this merge."),
+]
+Foreground = Annotated[
+    float | None,
+    typer.Option("--foreground", help="Level from which a pixel belongs to a cell."),
+]
+MinArea = Annotated[
+    int | None,
+    typer.Option("--min-area", metavar="PX", min=1, help="Smaller instances are dropped."),
+]
+Size = Annotated[
+    str | None,
+    typer.Option("--size", metavar="160x128|half|full", help="linkage, grid: working size."),
+]
+Erosion = Annotated[
+    str | None,
+    typer.Option(
+        "--erosion",
+        metavar="grow|origin|none",
+        help="linkage, grid: erode and grow back, only erode, or neither.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="cpu|auto|cuda[:I]",
+        help="Where label images are made, the same on all; not linkage, not tiles.",
+    ),
+]
 
 
 def cluster(
-    store: Annotated[
-        Path,
-        typer.Argument(metavar="STORE", help="A store that embed has made.", show_default=False),
-    ],
-    method: Annotated[
-        str | None,
-        typer.Option(
-            "--method",
-            metavar="NAME",
-            help="auto (seeds for spatial embeddings, grid for contrastive ones), seeds, grid, "
-            "linkage (the origin's method) or watershed (of the classes).",
-        ),
-    ] = None,
-    merge_distance: Annotated[
-        float | None,
-        typer.Option("--merge-distance", help="linkage, grid: clusters nearer than this merge."),
-    ] = None,
-    foreground: Annotated[
-        float | None,
-        typer.Option("--foreground", help="Level from which a pixel belongs to a cell."),
-    ] = None,
-    min_area: Annotated[
-        int | None,
-        typer.Option("--min-area", metavar="PX", min=1, help="Smaller instances are dropped."),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option("--size", metavar="160x128|half|full", help="linkage, grid: working size."),
-    ] = None,
-    erosion: Annotated[
-        str | None,
-        typer.Option(
-            "--erosion",
-            metavar="grow|origin|none",
-            help="linkage, grid: erode and grow back, only erode, or neither.",
-        ),
-    ] = None,
+    store: StorePath,
+    method: Method = None,
+    merge_distance: MergeDistance = None,
+    foreground: Foreground = None,
+    min_area: MinArea = None,
+    size: Size = None,
+    erosion: Erosion = None,
     tune: Tune = None,
     save: Save = None,
     cell_type: CellType = None,
     types: Types = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device",
-            metavar="cpu|auto|cuda[:I]",
-            help="Where label images are made, the same on all; not linkage, not tiles.",
-        ),
-    ] = None,
+    device: Device = None,
     workers: Workers = None,
     part: Part = None,
     overwrite: Annotated[

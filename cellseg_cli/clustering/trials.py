@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from . import METHODS
-from .grid import LADDER, grid_grown, grid_labels
+from .grid import grid_grown, grid_labels
 from .inputs import checked_classes, checked_embedding
 from .linkage import linkage_grown, linkage_labels
+from .merging import LADDER
 from .settings import Clustering, resolve
 
 #: The methods that have a merge tree: how it grows, and how a label image is cut from it.

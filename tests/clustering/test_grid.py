@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cellseg_cli.clustering import Clustering, cluster
-from cellseg_cli.clustering.grid import LADDER, grid, grid_grown, grid_labels, merge_tree
+from cellseg_cli.clustering.grid import grid, grid_grown, grid_labels
+from cellseg_cli.clustering.merging import LADDER, merge_tree
 from cellseg_cli.clustering.settings import resolve
 
 Field = Callable[..., np.ndarray]

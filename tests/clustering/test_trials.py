@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellseg_cli.clustering import Clustering, cluster, trials
-from cellseg_cli.clustering.grid import LADDER
+from cellseg_cli.clustering.merging import LADDER
 from cellseg_cli.clustering.trials import labels_of_trials
 from cellseg_cli.errors import ConfigError, InputError
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellseg_cli.clustering import Clustering, cluster, resolve
-from cellseg_cli.clustering.grid import LADDER
+from cellseg_cli.clustering.merging import LADDER
 from cellseg_cli.errors import ConfigError
 from cellseg_cli.evaluation import choice
 from cellseg_cli.evaluation.choice import (
