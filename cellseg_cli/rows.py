@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellseg_cli.errors import StoreError
 
@@ -17,11 +17,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FieldRow:
-    """One row of ``fields.parquet``: what the header of a field's image says.
+class PlaneFile:
+    """One file of a field that is exported with a file per plane: its path, and what it holds.
 
-    ``size_bytes`` and ``mtime_ns`` are those of the file ``source``.  Where the
-    header cannot be read, ``error`` is the reason and the rest may be None.
+    ``channel`` and ``z`` are positions from 0 among those of the field.
+    """
+
+    path: str
+    channel: int = 0
+    z: int = 0
+
+
+@dataclass(frozen=True)
+class FieldRow:
+    """One row of ``fields.parquet``: what the header of a field's image says, and where it lies.
+
+    ``source`` is the image file, the folder of an OME-Zarr image, or the first of ``files``
+    where a field has a file per plane.  ``size_bytes`` is the sum over the files, ``mtime_ns``
+    the latest.  ``plate``, ``well`` (``B02``), ``field`` and ``t`` are known of plates only;
+    ``channel_names`` where the names are told.  Where the header cannot be read, ``error`` is
+    the reason and the rest may be None.
     """
 
     id: str
@@ -33,6 +48,20 @@ class FieldRow:
     channels: int | None = None
     dtype: str | None = None
     error: str | None = None
+    files: tuple[PlaneFile, ...] = ()
+    plate: str | None = None
+    well: str | None = None
+    field: str | None = None
+    t: int | None = None
+    channel_names: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this image from another one of the same id; fingerprints cover it."""
+        known = {"id": self.id, "size_bytes": self.size_bytes, "mtime_ns": self.mtime_ns}
+        if not self.files:
+            return known
+        return {**known, "files": [(Path(f.path).name, f.channel, f.z) for f in self.files]}
 
     @property
     def pixels(self) -> int:
@@ -63,18 +92,28 @@ def read_rows(path: Path) -> tuple[FieldRow, ...]:
     names = [field.name for field in fields(FieldRow)]
     try:
         table = parquet.read_table(path, columns=names)
-        return _distinct(tuple(FieldRow(**row) for row in table.to_pylist()))
+        return _distinct(tuple(_row(values) for values in table.to_pylist()))
     except (pa.ArrowException, OSError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise StoreError(f"{path} is damaged ({reason}); run cellseg embed again") from error
 
 
+def _row(values: dict[str, Any]) -> FieldRow:
+    values["files"] = tuple(PlaneFile(**one) for one in values["files"] or ())
+    values["channel_names"] = tuple(values["channel_names"] or ())
+    return FieldRow(**values)
+
+
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
-    numbers = {"size_bytes", "mtime_ns", "height", "width", "channels"}
-    names = [field.name for field in fields(FieldRow)]
-    return pa.schema([(name, pa.int64() if name in numbers else pa.string()) for name in names])
+    kinds = dict.fromkeys(
+        ("size_bytes", "mtime_ns", "height", "width", "channels", "t"), pa.int64()
+    )
+    kinds["channel_names"] = pa.list_(pa.string())
+    file = [("path", pa.string()), ("channel", pa.int64()), ("z", pa.int64())]
+    kinds["files"] = pa.list_(pa.struct(file))
+    return pa.schema([(one.name, kinds.get(one.name, pa.string())) for one in fields(FieldRow)])
 
 
 def _distinct(rows: tuple[FieldRow, ...]) -> tuple[FieldRow, ...]:

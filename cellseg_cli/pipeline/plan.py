@@ -59,8 +59,7 @@ def fingerprint(values: Mapping[str, Any]) -> str:
 
 def field_fingerprint(row: FieldRow, settings: Mapping[str, Any]) -> str:
     """The fingerprint of one field: which image, and how it is embedded."""
-    source = {"id": row.id, "size_bytes": row.size_bytes, "mtime_ns": row.mtime_ns}
-    return fingerprint({**source, "settings": settings})
+    return fingerprint({**row.identity, "settings": settings})
 
 
 def survey(fields: Sequence[Field], planes: Planes) -> tuple[FieldRow, ...]:
