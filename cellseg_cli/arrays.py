@@ -6,19 +6,26 @@ chunks of 256 × 256 px are read out of a shard one by one.
 
 Invariants: every shard is written, so that a missing one means damage and never zeros; chunks
 carry checksums.  Knows nothing of fields, marks or stages.
+
+Arrays that other programs wrote are read here too, by :func:`open_foreign`, by their own rules:
+there a missing chunk means the fill value.
 """
 
 from __future__ import annotations
 
+import contextlib
+import lzma
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from cellseg_cli import durable
+from cellseg_cli.errors import CellsegError
 
 if TYPE_CHECKING:
     import zarr
@@ -28,6 +35,23 @@ SHARD_PX = 4096
 
 #: Rows and columns of a plane.
 Region: TypeAlias = tuple[slice, slice]
+#: Reads a block of an array: a slice for each axis.
+ReadBlock: TypeAlias = Callable[[tuple[slice, ...]], np.ndarray]
+
+#: What zarr and the codecs raise on metadata and bytes that are not valid.
+_FAULTS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 def create(path: Path, shape: tuple[int, ...], dtype: type) -> zarr.Array[Any]:
@@ -81,6 +105,35 @@ def read(path: Path, region: Region | None = None) -> np.ndarray:
     return np.asarray(array[..., rows, columns])
 
 
+def open_foreign(path: Path, zarr_format: int) -> ReadBlock:
+    """Open an array that another program wrote; gives what reads blocks of it.
+
+    Blocks come in the machine's byte order; chunks that are not there are the fill value.
+    Use it within :func:`foreign_faults`.
+    """
+    import zarr
+
+    known: Literal[2, 3] = 2 if zarr_format == 2 else 3
+    array = zarr.open_array(store=str(path), mode="r", zarr_format=known)
+
+    def read_block(where: tuple[slice, ...]) -> np.ndarray:
+        values = np.asarray(array[where])
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+    return read_block
+
+
+@contextlib.contextmanager
+def foreign_faults(told: Callable[[str], Exception]) -> Iterator[None]:
+    """Raise ``told(reason)`` in place of whatever zarr and its codecs raise inside the block."""
+    try:
+        yield
+    except CellsegError:
+        raise
+    except _FAULTS as fault:
+        raise told(" ".join(str(fault).split()) or type(fault).__name__) from fault
+
+
 def slabs(shape: tuple[int, int]) -> Iterator[Region]:
     """The regions of a plane (Y, X) that are one shard each, row by row.
 
@@ -105,14 +158,20 @@ class SlabWriter:
         The regions to write, each once, in any order.
     """
 
-    def __init__(self, root: Path, targets: dict[Path, tuple[tuple[int, ...], type]]) -> None:
-        """New arrays at the paths ``targets``, of these shapes and types, in the store ``root``."""
+    def __init__(
+        self, root: Path, targets: dict[Path, tuple[tuple[int, ...], type]], *, new: bool = True
+    ) -> None:
+        """Arrays at the paths ``targets``, of these shapes and types, in the store ``root``.
+
+        They are made, or with ``new`` false, those that an earlier writer has made.
+        """
         self._root = root
         self._paths = tuple(targets)
         shape = next(iter(targets.values()))[0]
         self.slabs = tuple(slabs((shape[-2], shape[-1])))
         with durable.writing(root):
-            self._arrays = [create(path, *layout) for path, layout in targets.items()]
+            made = [create(path, *layout) for path, layout in targets.items() if new]
+            self._arrays = made or [_opened(path) for path in targets]
 
     def write(self, slab: Region, *values: np.ndarray) -> None:
         """Write one slab of every array; values (..., Y, X) in the order of the arrays.
@@ -141,6 +200,14 @@ class SlabWriter:
             with durable.writing(self._root):
                 for path in self._paths:
                     durable.sync_tree(path)
+
+
+def _opened(path: Path) -> zarr.Array[Any]:
+    import zarr
+
+    # a missing shard must mean damage here too, see create()
+    array = zarr.open_array(store=str(path), mode="r+")
+    return array.with_config({"write_empty_chunks": True})
 
 
 def _require_shards(array: zarr.Array[Any], path: Path, region: Region) -> None:

@@ -7,6 +7,8 @@ arrays are laid out is decided in :mod:`cellseg_cli.arrays`::
       zarr.json                     root: format version, settings, the model's essentials
       fields.parquet                the plan: one row per field
       .cellseg/                     run records, tuned settings, temporary files, why fields failed
+      <plate>/zarr.json             of fields of plates, OME-Zarr 0.5: the wells that there are
+      <plate>/B/02/zarr.json        the fields of a well
       <field id>/
         zarr.json                   OME-Zarr 0.5 multiscales, axes c, y, x
         embedding                   (E, Y, X) float16
@@ -31,6 +33,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import platform
 import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,7 +42,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from cellseg_cli import arrays, durable, ome
+from cellseg_cli import arrays, durable, hcs, ome
 from cellseg_cli.arrays import Region, SlabWriter
 from cellseg_cli.errors import OutputExistsError, StoreError
 from cellseg_cli.rows import FieldRow, read_rows, write_rows
@@ -158,11 +161,36 @@ class Store:
                 raise StoreError(f"{path / 'zarr.json'} is damaged: {name} is no JSON object")
         return cls(path, attributes)
 
+    def absolute(self) -> Store:
+        """The same store by a path that holds in every folder, for processes elsewhere."""
+        return Store(self.path.absolute(), self.attributes)
+
+    def check_seen(self) -> None:
+        """Make sure that this process sees the store itself, and no other folder of its name.
+
+        Raises
+        ------
+        StoreError
+            Nothing is there, or another store: the path is not shared with this machine.
+        """
+        ours = json.loads(json.dumps(self.attributes))  # as it is read: lists for tuples
+        if self.is_at(self.path) and Store.open(self.path).attributes == ours:
+            return
+        raise StoreError(
+            f"{self.path} on {platform.node()} is not the store that the run was started with; "
+            "put it on a file system that all machines share, under the same path"
+        )
+
     def write_fields(self, rows: Iterable[FieldRow]) -> None:
         """Replace ``fields.parquet``, atomically; rows are sorted by id."""
         with durable.writing(self.path), self._temporary() as temporary:
             write_rows(temporary, rows)
             durable.replace(temporary, self.path / "fields.parquet")
+
+    def write_plates(self, rows: Iterable[FieldRow]) -> None:
+        """Say which groups above the fields are plates and wells; after :meth:`write_fields`."""
+        with durable.writing(self.path):
+            hcs.write_plates(self.path, rows, {"cellseg": self.attributes}, self._temporary)
 
     def fields(self) -> tuple[FieldRow, ...]:
         """The plan, sorted by id; empty if none was written yet.
@@ -188,9 +216,13 @@ class Store:
             (self.path / self._failure(field_id, stage)).unlink(missing_ok=True)
 
     def note_failure(self, field_id: str, stage: Stage, reason: str) -> None:
-        """Keep why a stage of a field failed, for the stages after it, until it is done."""
-        with durable.writing(self.path):
-            self._write_json(self._failure(field_id, stage), {"reason": reason})
+        """Keep why a stage of a field failed, for the stages after it, until it is done.
+
+        Not brought to the disk at once: there may be a hundred thousand of them.
+        """
+        with durable.writing(self.path), self._temporary() as temporary:
+            durable.write_json(temporary, {"reason": reason})
+            durable.replace(temporary, self.path / self._failure(field_id, stage), synced=False)
 
     def failure(self, field_id: str, stage: Stage) -> str | None:
         """Why a stage of a field failed when it was last tried; None if it did not fail."""
@@ -198,6 +230,11 @@ class Store:
             return str(_read_json(self.path / self._failure(field_id, stage)).get("reason"))
         except (FileNotFoundError, NotADirectoryError, StoreError):
             return None
+
+    def failed_ids(self, stage: Stage) -> frozenset[str]:
+        """The ids of all fields whose stage failed when it was last tried."""
+        root, name = self.path / _OWN / "failed", f"{stage}.failed.json"
+        return frozenset(path.parent.relative_to(root).as_posix() for path in root.rglob(name))
 
     def done_fingerprint(self, field_id: str, stage: Stage) -> str | None:
         """The fingerprint that the stage of a field was finished with; None if it is not."""
@@ -270,17 +307,57 @@ class Store:
         classes
             Whether (3, Y, X) uint8 classes are written with the (E, Y, X) float16 embedding.
         """
-        layouts: dict[str, tuple[tuple[int, ...], type]] = {"embedding": (shape, np.float16)}
-        if classes:
-            layouts["classes"] = ((3, *shape[1:]), np.uint8)
+        layouts = _embedding_layouts(shape, classes=classes)
         with durable.writing(self.path):
             self.clear(field_id, "embed")
             self._make_parents(field_id)
             self._write_json(
                 f"{field_id}/zarr.json", ome.group_document(ome.field_metadata(layouts))
             )
+        return self._embedding_slabs(field_id, layouts, new=True)
+
+    def embedding_part_writer(
+        self, field_id: str, shape: tuple[int, int, int], *, classes: bool
+    ) -> SlabWriter:
+        """The writer of arrays that :meth:`embedding_writer` has made before, anywhere.
+
+        What it writes is on the disk after :meth:`sync_embedding`.
+        """
+        layouts = _embedding_layouts(shape, classes=classes)
+        return self._embedding_slabs(field_id, layouts, new=False)
+
+    def sync_embedding(self, field_id: str) -> None:
+        """Bring the arrays of a field, written in parts, to the disk."""
+        with durable.writing(self.path):
+            for name in ("embedding", "classes"):
+                durable.sync_tree(self._group(field_id) / name)
+
+    def forget_embedding(self, field_id: str) -> None:
+        """Remove the embedding of a field and keep its label image; the mark goes first."""
         group = self._group(field_id)
-        return SlabWriter(self.path, {group / name: layouts[name] for name in layouts})
+        with durable.writing(self.path):
+            (group / "embed.done.json").unlink(missing_ok=True)
+            self._write_json(f"{field_id}/zarr.json", ome.group_document({}))
+            for name in ("embedding", "classes"):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(group / name)
+
+    def holds_embedding(self, field_id: str) -> bool:
+        """Whether arrays were made for the embedding of a field, and not forgotten since.
+
+        Says nothing of what is in them: that is the mark's to say.
+        """
+        try:
+            document = _read_json(self._group(field_id) / "zarr.json")
+        except FileNotFoundError:
+            return False
+        return "ome" in document.get("attributes", {})
+
+    def _embedding_slabs(
+        self, field_id: str, layouts: Mapping[str, tuple[tuple[int, ...], type]], *, new: bool
+    ) -> SlabWriter:
+        group = self._group(field_id)
+        return SlabWriter(self.path, {group / name: one for name, one in layouts.items()}, new=new)
 
     def embedding_shape(self, field_id: str) -> tuple[int, int, int]:
         """E, Y, X of the embedding of a field.
@@ -370,6 +447,10 @@ class Store:
             self._write_json(relative, record)
         return self.path / relative
 
+    def record_path(self, name: str) -> Path:
+        """Where a run may leave a file of its own beside its record, such as a line per field."""
+        return self.path / _OWN / "runs" / name
+
     def _group(self, field_id: str) -> Path:
         return self.path / _checked(field_id)
 
@@ -417,6 +498,13 @@ class Store:
 
     def _temporary(self) -> contextlib.AbstractContextManager[Path]:
         return durable.temporary_path(self.path / _OWN / "tmp")
+
+
+def _embedding_layouts(
+    shape: tuple[int, int, int], *, classes: bool
+) -> dict[str, tuple[tuple[int, ...], type]]:
+    layouts: dict[str, tuple[tuple[int, ...], type]] = {"embedding": (shape, np.float16)}
+    return {**layouts, "classes": ((3, *shape[1:]), np.uint8)} if classes else layouts
 
 
 def _checked(field_id: str) -> str:

@@ -501,3 +501,136 @@ def test_a_place_where_no_store_can_be(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{tmp_path / 'file/s.zarr'} cannot be made: Not a directory; choose another path"
     )
+
+
+# ------------------------------------------------------------------------ plates
+
+
+def well_row(field_id: str, well: str = "B02", plate: str = "screen", **more: Any) -> FieldRow:
+    return FieldRow(field_id, f"/data/{field_id}.tif", plate=plate, well=well, **more)
+
+
+def attributes_of(store: Store, group: str) -> Any:
+    return json.loads((store.path / group / "zarr.json").read_text())["attributes"]
+
+
+def test_plates_and_wells_say_what_they_are(store: Store) -> None:
+    rows = [
+        well_row("run/screen/B/02/f002"),
+        well_row("run/screen/B/02/f001"),
+        well_row("run/screen/AA/10/f001", "AA10"),
+        well_row("run/screen/B/10/f001", "B10", error="zero bytes"),
+        FieldRow("other/B/02/f001", "/data/other.tif"),
+    ]
+    embedded(store, "run/screen/B/02/f001")
+    store.write_plates(rows)
+    plate = attributes_of(store, "run/screen")["ome"]
+    assert plate == {
+        "version": "0.5",
+        "plate": {
+            "version": "0.5",
+            "name": "screen",
+            "rows": [{"name": "B"}, {"name": "AA"}],
+            "columns": [{"name": "02"}, {"name": "10"}],
+            "wells": [
+                {"path": "B/02", "rowIndex": 0, "columnIndex": 0},
+                {"path": "AA/10", "rowIndex": 1, "columnIndex": 1},
+            ],
+            "field_count": 2,
+        },
+    }
+    well = attributes_of(store, "run/screen/B/02")["ome"]
+    assert well == {"version": "0.5", "well": {"images": [{"path": "f001"}, {"path": "f002"}]}}
+    assert attributes_of(store, "run") == {}
+    assert not (store.path / "other").exists()
+    assert not (store.path / "run/screen/B/10").exists()
+    # fields that come later find their groups there and leave them alone
+    embedded(store, "run/screen/AA/10/f001")
+    assert attributes_of(store, "run/screen/AA/10")["ome"]["well"] == {"images": [{"path": "f001"}]}
+    assert "multiscales" in attributes_of(store, "run/screen/AA/10/f001")["ome"]
+
+
+def test_a_store_may_be_a_plate_itself(store: Store) -> None:
+    store.write_plates([well_row("B/02/f001")])
+    assert attributes_of(store, "")["ome"]["plate"]["name"] == "screen"
+    assert Store.open(store.path).attributes == store.attributes
+
+
+def test_groups_that_are_fields_stay_fields(store: Store) -> None:
+    for field_id in ("a", "a/B/02"):
+        embedded(store, field_id)
+    store.write_plates([FieldRow("a", "/a.tif"), FieldRow("a/B/02", "/b.tif")])
+    store.write_plates(
+        [FieldRow("a", "/a.tif"), FieldRow("a/B/02", "/b.tif"), well_row("a/B/02/f001")]
+    )
+    for field_id in ("a", "a/B/02"):
+        assert "multiscales" in attributes_of(store, field_id)["ome"]
+
+
+def test_fields_that_are_not_laid_out_as_plates_are_passed_over(store: Store) -> None:
+    before = sorted(store.path.rglob("*"))
+    store.write_plates(
+        [well_row("f001"), well_row("B/02"), well_row("p/B02/f001"), well_row("a/C/3/f")]
+    )
+    assert sorted(store.path.rglob("*.json")) == [path for path in before if path.suffix == ".json"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    places=st.sets(
+        st.tuples(
+            st.sampled_from(["p", "q/r"]),
+            st.sampled_from(["A", "B", "AB"]),
+            st.sampled_from(["1", "02", "12"]),
+            st.integers(0, 3),
+        ),
+        min_size=1,
+    ),
+    order=st.randoms(use_true_random=False),
+)
+def test_equal_plates_are_equal_bytes_and_every_field_is_in_its_well(
+    tmp_path_factory: pytest.TempPathFactory, places: set[tuple[str, str, str, int]], order: Any
+) -> None:
+    rows = [well_row(f"{p}/{r}/{c}/f{f}", r + c, p) for p, r, c, f in places]
+    stores = []
+    for _ in range(2):
+        one = Store.create(tmp_path_factory.mktemp("s") / "emb.zarr", ATTRIBUTES)
+        order.shuffle(rows)
+        one.write_plates(rows)
+        stores.append({p.relative_to(one.path): p.read_bytes() for p in one.path.rglob("*.json")})
+        listed = set()
+        for plate in ("p", "q/r"):
+            if not (one.path / plate).exists():
+                continue
+            inside = attributes_of(one, plate)["ome"]["plate"]
+            for well in inside["wells"]:
+                images = attributes_of(one, f"{plate}/{well['path']}")["ome"]["well"]["images"]
+                row = inside["rows"][well["rowIndex"]]["name"]
+                column = inside["columns"][well["columnIndex"]]["name"]
+                assert well["path"] == f"{row}/{column}"
+                listed |= {f"{plate}/{well['path']}/{image['path']}" for image in images}
+        assert listed == {row.id for row in rows}
+    assert stores[0] == stores[1]
+
+
+def test_what_is_there_already_is_not_written_again(store: Store) -> None:
+    rows = [well_row("p/B/02/f001"), well_row("p/B/03/f001", "B03")]
+    store.write_plates(rows)
+    paths = [store.path / name / "zarr.json" for name in ("p", "p/B/02", "p/B/03")]
+    before = [path.stat().st_ino for path in paths]
+    store.write_plates(rows)
+    assert [path.stat().st_ino for path in paths] == before
+    assert not list((store.path / ".cellseg" / "tmp").iterdir())
+
+
+def test_a_plate_is_read_back_as_one(store: Store) -> None:
+    from cellseg_cli.images.ome_zarr import images_in
+
+    for field_id in ("p/B/02/f001", "p/C/03/f002"):
+        embedded(store, field_id)
+    store.write_plates([well_row("p/B/02/f001"), well_row("p/C/03/f002", "C03")])
+    found = {image.relative: image.place for image in images_in(store.path / "p")}
+    assert {name: place.well for name, place in found.items() if place} == {
+        "B/02/f001": "B02",
+        "C/03/f002": "C03",
+    }

@@ -6,7 +6,7 @@ of a field in a Kaggle table without columns for it) is taken from the other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,18 +28,18 @@ class StoredLabels:
     store: Store
 
     @cached_property
-    def _rows(self) -> Mapping[str, FieldRow]:
+    def rows(self) -> Mapping[str, FieldRow]:
         """The fields that are clustered; read once."""
         return {row.id: row for row in self.store.fields() if self.store.has(row.id, "cluster")}
 
     @property
     def field_ids(self) -> tuple[str, ...]:
         """Every field that has a label image, sorted."""
-        return tuple(sorted(self._rows))
+        return tuple(sorted(self.rows))
 
     def shape(self, field_id: str) -> tuple[int, int] | None:
         """Return (Y, X) of the image, in px."""
-        row = self._rows[field_id]
+        row = self.rows[field_id]
         return None if row.height is None or row.width is None else (row.height, row.width)
 
     def instances(self, field_id: str, shape: tuple[int, int] | None) -> Instances:
@@ -51,6 +51,26 @@ class StoredLabels:
         """Return None: a label image does not say what its cells are."""
         del field_id
         return None
+
+
+def places_of(*sides: Kind) -> dict[str, dict[str, str | int]]:
+    """Return plate, well, field, t and channels of the fields of stores, as far as known, by id.
+
+    Of two stores the first is asked first.
+    """
+    places: dict[str, dict[str, str | int]] = {}
+    for side in sides:
+        if isinstance(side, StoredLabels):
+            chosen = side.store.attributes.get("embed", {}).get("channel")
+            places = {**{name: _place(row, chosen) for name, row in side.rows.items()}, **places}
+    return {field_id: place for field_id, place in places.items() if place}
+
+
+def _place(row: FieldRow, chosen: Sequence[int] | None) -> dict[str, str | int]:
+    channels = ";".join(row.chosen_channels(chosen)) or None
+    known = {"plate": row.plate, "well": row.well, "field": row.field, "t": row.t}
+    named = {**known, "channels": channels}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def open_side(source: Path, order: Order = "auto") -> Kind:

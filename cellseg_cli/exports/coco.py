@@ -24,7 +24,8 @@ def write(
     Images and annotations are numbered from 1 in the order of `fields`; equal
     input gives equal bytes.  ``segmentation`` is ``{size: [Y, X], counts}`` as
     pycocotools encodes it, ``bbox`` is x, y, width, height in px, ``area`` in
-    px², ``score`` is there where it is known.  Instances may overlap.
+    px², ``score`` is there where it is known.  Instances may overlap.  Images of plates
+    have ``plate``, ``well``, ``field``, ``t`` and ``channels`` besides, as far as known.
     Annotations are written as they come; only the list of images is kept.
 
     Raises
@@ -62,7 +63,8 @@ def _write_document(
 
 def _image(number: int, field: FieldInfo) -> dict[str, Any]:
     height, width = field.shape
-    return {"id": number, "file_name": field.file_name, "width": width, "height": height}
+    image = {"id": number, "file_name": field.file_name, "width": width, "height": height}
+    return {**image, **field.place}
 
 
 def _annotations(instances: Instances) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,10 @@
-"""Decode one field: its header, cheaply, or its pixels, whole.
+"""Decode one field: its header, cheaply, or its pixels, whole or region by region.
 
-The content of a file decides how it is read, never its name.  Whatever is wrong with a file
-ends in one ``InputError`` (``LimitError`` for size) that begins with its path; part of an
-image is never returned.  This module knows which decoder takes a file; the decoders know the
-formats; what a value means is known to neither.
+A field is a file, several files of a plane each, or the folder of an OME-Zarr image.  The
+content of a file decides how it is read, never its name.  Whatever is wrong with a file ends
+in one ``InputError`` (``LimitError`` for size) that begins with its path; part of an image is
+never returned in place of the whole.  This module knows which decoder takes a field; the
+decoders know the formats; what a value means is known to neither.
 """
 
 from __future__ import annotations
@@ -11,18 +12,30 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from cellseg_cli.errors import CellsegError, InputError
-from cellseg_cli.images import raster, tiff
-from cellseg_cli.images.planes import MAX_PIXELS, Layout, Pick, Planes, compose, pick
+from cellseg_cli.errors import InputError
+from cellseg_cli.images import ome_zarr, plane_files, raster, tiff
+from cellseg_cli.images.faults import named
+from cellseg_cli.images.plane_files import OneFile
+from cellseg_cli.images.planes import MAX_PIXELS, Layout, Planes, compose, pick
+from cellseg_cli.images.regions import OpenImage, held
+from cellseg_cli.images.source import Source
 
-__all__ = ["MAX_PIXELS", "ImageHeader", "Planes", "read_header", "read_image"]
+__all__ = [
+    "MAX_PIXELS",
+    "ImageHeader",
+    "OpenImage",
+    "Planes",
+    "open_image",
+    "read_header",
+    "read_image",
+]
 
 _FORMATS = "PNG, JPEG, BMP or TIFF"
 #: First bytes of what is often met in a folder of images, so that the error can name it.
@@ -56,9 +69,12 @@ class ImageHeader:
     dtype
         NumPy name of the decoded values.
     size_bytes, mtime_ns
-        Of the file.
+        Of the file; of several files the sum of the sizes and the latest time, and so of the
+        chunks and the metadata of an OME-Zarr image.
     planes
         Axes and lengths as stored, e.g. ``"ZCYX 5,2,512,512"``; S are the samples of a pixel.
+    channel_names
+        Of the channels picked, where the image tells them.
     """
 
     shape: tuple[int, int]
@@ -67,6 +83,7 @@ class ImageHeader:
     size_bytes: int
     mtime_ns: int
     planes: str
+    channel_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,8 +101,10 @@ _RASTERS = {
 }
 
 
-def read_header(path: Path, planes: Planes = Planes()) -> ImageHeader:
+def read_header(source: Source | Path, planes: Planes = Planes()) -> ImageHeader:
     """Return what the header tells, with ``planes`` applied; no pixel is decoded.
+
+    Of a field of several files one is opened, and all are looked for.
 
     Raises
     ------
@@ -94,20 +113,19 @@ def read_header(path: Path, planes: Planes = Planes()) -> ImageHeader:
     LimitError
         More than :data:`MAX_PIXELS` values.
     """
-    with _opened(path) as handle:
-        status = os.fstat(handle.fileno())
-        layout, picked = _picked(path, handle, planes)
-    return ImageHeader(
-        shape=picked.layout.yx,
-        channels=len(picked.channels),
-        dtype=layout.dtype.name,
-        size_bytes=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-        planes=str(layout),
-    )
+    source = _source(source)
+    if source.files:
+        found = plane_files.header(source, planes, _look)
+        return _header(found.layout, len(found.channels), found.size_bytes, found.mtime_ns)
+    if _is_zarr(source.path):
+        return _zarr_header(source.path, planes)
+    with _opened(source.path) as handle:
+        one = _found(source.path, handle)
+        picked = pick(one.layout, planes)
+    return _header(one.layout, len(picked.channels), one.size_bytes, one.mtime_ns)
 
 
-def read_image(path: Path, planes: Planes = Planes()) -> np.ndarray:
+def read_image(source: Source | Path, planes: Planes = Planes()) -> np.ndarray:
     """Return the image (C, Y, X), channels in the order R, G, B, in the dtype it is stored in.
 
     An alpha channel that is opaque everywhere is dropped unless ``planes.channel`` asks for
@@ -116,8 +134,9 @@ def read_image(path: Path, planes: Planes = Planes()) -> np.ndarray:
 
     Parameters
     ----------
-    path
-        A PNG, JPEG, BMP or TIFF of any name.
+    source
+        A PNG, JPEG, BMP or TIFF of any name, the folder of an OME-Zarr image, or a field of
+        several files.
     planes
         The choice from a stack; a stack without it is an error.
 
@@ -125,7 +144,8 @@ def read_image(path: Path, planes: Planes = Planes()) -> np.ndarray:
     ------
     InputError
         Missing, unreadable, empty, not an image, truncated, damaged, several images in one
-        file, or a choice of planes that is missing or not there.
+        file, files of one field that differ, or a choice of planes that is missing or not
+        there.
     LimitError
         More than :data:`MAX_PIXELS` values; found before memory is taken.
 
@@ -134,54 +154,146 @@ def read_image(path: Path, planes: Planes = Planes()) -> np.ndarray:
     Takes the memory of the result and of one plane as stored; PNG, JPEG and BMP also that of
     the file.
     """
+    source = _source(source)
+    if source.files or _is_zarr(source.path):
+        with open_image(source, planes) as image:
+            return image.region(slice(None), slice(None))
+    with _opened(source.path) as handle:
+        kind = _kind(handle)
+        if kind == "TIFF":
+            return tiff.tiff_pixels(source.path, planes)
+        return _raster_image(kind, handle, planes)
+
+
+@contextmanager
+def open_image(source: Source | Path, planes: Planes = Planes()) -> Iterator[OpenImage]:
+    """Open a field, of which regions are read until the end of the ``with`` statement.
+
+    ``image.region(rows, columns)`` equals ``read_image(source, planes)[:, rows, columns]``.
+
+    Parameters
+    ----------
+    source, planes
+        As of :func:`read_image`.
+
+    Raises
+    ------
+    InputError, LimitError
+        As :func:`read_image`; also when a region is read.
+
+    Notes
+    -----
+    By region, so that a region takes its own memory and that of the blocks it touches: TIFFs
+    that are not compressed, TIFFs of several strips or of tiles, OME-Zarr images of several
+    chunks, and fields of several such files.  Decoded whole when they are opened, and kept:
+    PNG, JPEG and BMP, TIFFs of a single compressed strip, OME-Zarr images of a single chunk,
+    and the rare TIFFs whose pages are no plain arrays (``image.by_region`` is false).
+    """
+    source = _source(source)
+    if source.files:
+        with plane_files.opened(source, planes, _look, open_image) as image:
+            yield image
+        return
+    # What the body of the with statement raises is not about the file: it passes untouched.
+    with ExitStack() as stack:
+        yield _opened_image(source.path, planes, stack)
+
+
+def _opened_image(path: Path, planes: Planes, stack: ExitStack) -> OpenImage:
+    """The image of one file or OME-Zarr folder, open until the stack is closed."""
+    if _is_zarr(path):
+        with named(path):
+            return _naming(ome_zarr.open_field(path, planes), path)
     with _opened(path) as handle:
         kind = _kind(handle)
         if kind == "TIFF":
-            return tiff.tiff_pixels(Path(path), planes)
-        picked = pick(_RASTERS[kind].layout(handle), planes)
-        handle.seek(0)
-        pixels = _RASTERS[kind].pixels(handle.read())
-        if pixels.shape != picked.layout.shape or pixels.dtype != picked.layout.dtype:
-            raise InputError(
-                f"{kind} is damaged: its header says {picked.layout}, its pixels are "
-                f"{','.join(map(str, pixels.shape))}; copy or export it again"
-            )
-        plane = pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        return compose(plane, picked)
+            return _naming(tiff.open_tiff(path, planes, stack), path)
+        return held(_raster_image(kind, handle, planes))
 
 
-def _picked(path: Path, handle: BinaryIO, planes: Planes) -> tuple[Layout, Pick]:
+def _source(source: Source | Path) -> Source:
+    return source if isinstance(source, Source) else Source(Path(source))
+
+
+def _is_zarr(path: Path) -> bool:
+    """Whether the field may be an OME-Zarr image; any other folder is none."""
+    with named(path):
+        return path.is_dir() and ome_zarr.looks_like_zarr(path)
+
+
+def _header(layout: Layout, channels: int, size_bytes: int, mtime_ns: int) -> ImageHeader:
+    return ImageHeader(
+        shape=layout.yx,
+        channels=channels,
+        dtype=layout.dtype.name,
+        size_bytes=size_bytes,
+        mtime_ns=mtime_ns,
+        planes=str(layout),
+    )
+
+
+def _naming(image: OpenImage, path: Path) -> OpenImage:
+    """The image, with its path in front of what goes wrong when a region is read."""
+
+    def read(rows: slice, columns: slice) -> np.ndarray:
+        with named(path):
+            return image.read(rows, columns)
+
+    return replace(image, read=read)
+
+
+def _raster_image(kind: str, handle: BinaryIO, planes: Planes) -> np.ndarray:
+    """A PNG, JPEG or BMP, whole."""
+    picked = pick(_RASTERS[kind].layout(handle), planes)
+    handle.seek(0)
+    pixels = _RASTERS[kind].pixels(handle.read())
+    if pixels.shape != picked.layout.shape or pixels.dtype != picked.layout.dtype:
+        raise InputError(
+            f"{kind} is damaged: its header says {picked.layout}, its pixels are "
+            f"{','.join(map(str, pixels.shape))}; copy or export it again"
+        )
+    plane = pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return compose(plane, picked)
+
+
+def _look(path: Path) -> OneFile:
+    """What one file holds, and its size and time."""
+    with _opened(path) as handle:
+        return _found(path, handle)
+
+
+def _found(path: Path, handle: BinaryIO) -> OneFile:
+    status = os.fstat(handle.fileno())
     kind = _kind(handle)
     if kind == "TIFF":
-        return tiff.tiff_header(Path(path), planes)
-    layout = _RASTERS[kind].layout(handle)
-    return layout, pick(layout, planes)
+        layout = tiff.tiff_layout(path, handle, status.st_size)
+    else:
+        layout = _RASTERS[kind].layout(handle)
+    return OneFile(layout, status.st_size, status.st_mtime_ns)
+
+
+def _zarr_header(path: Path, planes: Planes) -> ImageHeader:
+    with named(path):
+        found = ome_zarr.read_metadata(path)
+        picked = pick(found.layout, planes)
+        size_bytes, mtime_ns = ome_zarr.identity(path, found)
+    header = _header(found.layout, len(picked.channels), size_bytes, mtime_ns)
+    names = tuple(found.channel_names[c] for c in picked.channels if found.channel_names)
+    return replace(header, channel_names=names)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Open the file; errors inside the block get its path in front."""
-    try:
-        status = Path(path).stat()
+    with named(path):
+        status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise InputError("is a folder, not an image")
         if not stat.S_ISREG(status.st_mode):
             # Opening a pipe would wait for a writer that may never come.
             raise InputError("is not a regular file")
-        with Path(path).open("rb") as handle:
+        with path.open("rb") as handle:
             yield handle
-    except CellsegError as fault:
-        raise type(fault)(f"{path}: {fault}") from fault
-    except OSError as fault:
-        raise InputError(f"{path}: {_reason(fault)}") from fault
-
-
-def _reason(fault: OSError) -> str:
-    if isinstance(fault, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(fault, PermissionError):
-        return "cannot be read (permission denied); mend its permissions"
-    return f"cannot be read ({fault.strerror or fault})"
 
 
 def _kind(handle: BinaryIO) -> str:

@@ -2,17 +2,19 @@
 
 Invariant: the scale is measured on the whole field, never on a tile, so tiles of one field
 agree where they overlap.  Same image, same numbers: the sample of a large field is a regular
-grid, not a random one.
+grid, not a random one, and a field that is read region by region gives what the whole gives.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from math import ceil, sqrt
 
 import numpy as np
 
 from cellseg_cli.errors import ConfigError, InputError
+from cellseg_cli.images.regions import OpenImage
 
 #: Shortest side, px: less is smaller than the kernel footprint of any of the encoders.
 MIN_SIDE_PX = 8
@@ -21,13 +23,22 @@ MIN_SIDE_PX = 8
 CEILING = 1.5
 #: Weights of R, G, B in luminance, ITU-R BT.601; those of OpenCV's and Pillow's conversion.
 LUMINANCE = (0.299, 0.587, 0.114)
+#: Most pixels of a channel that percentiles are measured on.
+MAX_SAMPLE = 1 << 22
 #: Rows converted to float64 at a time.
 _BLOCK_ROWS = 64
+#: What a survey reads at a time: bytes, and columns.  Strips of the whole width are what striped
+#: files are made of; wider fields than this are rare, and are tiled.
+_SURVEY_BYTES = 16 << 20
+_SURVEY_COLUMNS = 1 << 15
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """The values of each channel that become 0 (``low``) and 1 (``high``)."""
+    """The values of each channel that become 0 (``low``) and 1 (``high``).
+
+    Equal values of a channel say that all its pixels have that value.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -37,9 +48,13 @@ def measure(
     image: np.ndarray,
     low_percentile: float = 1.0,
     high_percentile: float = 99.8,
-    max_sample: int = 1 << 22,
+    max_sample: int = MAX_SAMPLE,
 ) -> Normalisation:
     """Return the values at two percentiles of each channel.
+
+    Where both are equal (almost all pixels of the channel have one value), the channel's
+    largest value takes the place of the higher: a dark channel with a few bright spots keeps
+    them.
 
     Parameters
     ----------
@@ -60,27 +75,90 @@ def measure(
     -----
     Percentiles are interpolated linearly between order statistics (NumPy's default).  With 4
     million samples the standard error of the 99.8th percentile's rank is 0.002 percentage
-    points (binomial).  If both values of a channel are equal, see :func:`apply`.
+    points (binomial).
     """
-    if not 0 <= low_percentile < high_percentile <= 100:
-        raise ConfigError(
-            f"percentiles must satisfy 0 <= low < high <= 100, "
-            f"got {low_percentile:g} and {high_percentile:g}"
-        )
+    percentiles = _checked_percentiles(low_percentile, high_percentile)
     step = _step(image.shape[1], image.shape[2], max_sample)
-    sample = image[:, ::step, ::step].reshape(len(image), -1)
-    ends = [np.percentile(_wide(channel), (low_percentile, high_percentile)) for channel in sample]
+    own, repeats = _own_channels(image)
+    sample = own[:, ::step, ::step].reshape(len(own), -1)
+    ends = [np.percentile(_wide(channel), percentiles) for channel in sample]
+    highest = [h if h > low else c.max() for c, (low, h) in zip(own, ends, strict=True)]
     return Normalisation(
-        tuple(float(low) for low, _ in ends), tuple(float(high) for _, high in ends)
+        tuple(float(low) for low, _ in ends) * repeats,
+        tuple(float(high) for high in highest) * repeats,
+    )
+
+
+def survey_regions(
+    image: OpenImage,
+    wanted_channels: int,
+    low_percentile: float = 1.0,
+    high_percentile: float = 99.8,
+    max_sample: int = MAX_SAMPLE,
+) -> Normalisation:
+    """Return what :func:`measure` gives of a field that is larger than memory.
+
+    The field is read once, region by region, and checked on the way.  The result equals
+    ``measure(fit_channels(whole, wanted_channels), ...)`` to the last bit.
+
+    Parameters
+    ----------
+    image
+        The open field.
+    wanted_channels
+        As of :func:`fit_channels`.
+    low_percentile, high_percentile, max_sample
+        As of :func:`measure`.
+
+    Raises
+    ------
+    InputError
+        What :func:`fit_channels` and :func:`check_usable` raise of the whole field, with the
+        same words.  A number of channels that does not fit is told before anything is read.
+    ConfigError
+        Percentiles out of order or range.
+
+    Notes
+    -----
+    Takes a few times 16 MiB, and the memory of the sample.
+    """
+    percentiles = _checked_percentiles(low_percentile, high_percentile)
+    channels, height, width = image.shape
+    _check_sides(height, width)
+    fit_channels(np.empty((channels, 1, 1), image.dtype), wanted_channels)
+    # a channel that is to be repeated is measured once
+    repeats = wanted_channels if channels == 1 else 1
+    own = wanted_channels // repeats
+    step = _step(height, width, max_sample)
+    seen = _Seen(channels)
+    sample = np.empty((own, -(-height // step), -(-width // step)), image.dtype)
+    highest = [np.full(own, -np.inf)]
+    for rows, columns in _survey(image):
+        values = image.region(rows, columns)
+        seen.look(values)
+        if seen.nans or seen.infinite:
+            continue  # only their number is wanted now
+        fitted = fit_channels(values, own)
+        highest.append(fitted.max(axis=(1, 2)))
+        y, x = -(-rows.start // step), -(-columns.start // step)
+        grid = fitted[:, y * step - rows.start :: step, x * step - columns.start :: step]
+        sample[:, y : y + grid.shape[1], x : x + grid.shape[2]] = grid
+    seen.check(channels * height * width)
+    ends = [np.percentile(_wide(one), percentiles) for one in sample.reshape(len(sample), -1)]
+    tops = np.max(highest[1:], axis=0)
+    return Normalisation(
+        tuple(float(low) for low, _ in ends) * repeats,
+        tuple(float(h if h > low else top) for (low, h), top in zip(ends, tops, strict=True))
+        * repeats,
     )
 
 
 def apply(image: np.ndarray, normalisation: Normalisation) -> np.ndarray:
     """Return (image - low) / (high - low) per channel, clipped to [0, 1.5], float32 (C, Y, X).
 
-    Where low and high of a channel are equal (almost all its pixels have one value), the
-    channel is divided by its largest excess over ``low`` instead, and is all 0 if that is 0:
-    a dark channel with a few bright spots keeps them.
+    A channel whose low and high are equal becomes 0.  Any region of an image can be scaled by
+    itself.  Of a channel that :func:`fit_channels` has repeated the result is read-only, and
+    held in memory once.
 
     Raises
     ------
@@ -92,18 +170,19 @@ def apply(image: np.ndarray, normalisation: Normalisation) -> np.ndarray:
             f"got an image of {len(image)} channels, "
             f"the normalisation was measured on {len(normalisation.low)}"
         )
-    result = np.empty(image.shape, np.float32)
-    for channel, out, low, high in zip(
-        image, result, normalisation.low, normalisation.high, strict=True
-    ):
-        top = high if high > low else float(channel.max())
+    scales = list(zip(normalisation.low, normalisation.high, strict=True))
+    own, repeats = _own_channels(image)
+    if len(set(scales)) > 1:
+        own, repeats = image, 1
+    result = np.empty(own.shape, np.float32)
+    for channel, out, (low, high) in zip(own, result, scales[: len(own)], strict=True):
         # float64 on the way: uint32 and float64 with a large offset lose their contrast in
         # float32.  A block of rows at a time, so that it never exists for the whole field.
-        scale = 1.0 / (top - low) if top > low else 0.0
+        scale = 1.0 / (high - low) if high > low else 0.0
         for y in range(0, len(channel), _BLOCK_ROWS):
             rows = slice(y, y + _BLOCK_ROWS)
             out[rows] = np.clip((channel[rows].astype(np.float64) - low) * scale, 0.0, CEILING)
-    return result
+    return result if repeats == 1 else np.broadcast_to(result, image.shape)
 
 
 def check_usable(image: np.ndarray) -> None:
@@ -120,23 +199,18 @@ def check_usable(image: np.ndarray) -> None:
         A side below 8 px, NaN or infinite values (with their number), or every channel
         constant (with the values).  A constant channel beside one that is not is no error.
     """
-    height, width = image.shape[-2:]
-    if min(height, width) < MIN_SIDE_PX:
-        raise InputError(
-            f"the image is {height}×{width} px, a side needs at least {MIN_SIDE_PX} px"
-        )
-    if image.dtype.kind == "f":
-        _check_finite(image)
-    if all(bool((channel == channel[0, 0]).all()) for channel in image):
-        value = ", ".join(f"{channel[0, 0].item():g}" for channel in image)
-        raise InputError(f"the image is constant: every pixel is {value}")
+    _check_sides(*image.shape[-2:])
+    seen = _Seen(len(image))
+    seen.look(image)
+    seen.check(image.size)
 
 
 def fit_channels(image: np.ndarray, wanted: int) -> np.ndarray:
     """Return the image with the number of channels that a model takes.
 
-    One channel is repeated; RGB, or RGBA without its alpha, becomes luminance (BT.601) where
-    one channel is wanted, in the image's own dtype, integers rounded.  Nothing else is guessed.
+    One channel is repeated, as a view that is read-only; RGB, or RGBA without its alpha, becomes
+    luminance (BT.601) where one channel is wanted, in the image's own dtype, integers rounded.
+    Nothing else is guessed.
 
     Raises
     ------
@@ -147,7 +221,7 @@ def fit_channels(image: np.ndarray, wanted: int) -> np.ndarray:
     if there == wanted:
         return image
     if there == 1:
-        return np.repeat(image, wanted, axis=0)
+        return np.broadcast_to(image, (wanted, *image.shape[1:]))
     if wanted == 1 and there in (3, 4):
         return _luminance(image)
     if there < wanted:
@@ -157,21 +231,82 @@ def fit_channels(image: np.ndarray, wanted: int) -> np.ndarray:
     raise InputError(f"the image has {there} channels, the model takes {wanted}; {advice}")
 
 
-def _check_finite(image: np.ndarray) -> None:
-    nans = int(np.isnan(image).sum())
-    infinite = int(np.isinf(image).sum())
-    if nans or infinite:
+def _own_channels(image: np.ndarray) -> tuple[np.ndarray, int]:
+    """The channels that are not the first one repeated in place, and how often each is there."""
+    repeated = len(image) > 1 and image.strides[0] == 0
+    return (image[:1], len(image)) if repeated else (image, 1)
+
+
+@dataclass
+class _Seen:
+    """What has been seen of a field so far that would make it unusable."""
+
+    channels: int
+    nans: int = 0
+    infinite: int = 0
+    _firsts: list[np.generic] = field(default_factory=list)
+    _varied: bool = False
+
+    def look(self, values: np.ndarray) -> None:
+        """Look at a region (C, y, x)."""
+        if values.dtype.kind == "f":
+            self.nans += int(np.isnan(values).sum())
+            self.infinite += int(np.isinf(values).sum())
+        if not self._firsts:
+            self._firsts = [channel[0, 0] for channel in values]
+        if not self._varied:
+            pairs = zip(values, self._firsts, strict=True)
+            self._varied = not all(bool((channel == first).all()) for channel, first in pairs)
+
+    def check(self, size: int) -> None:
+        """Raise for values that are not finite, and if every channel is constant."""
+        if self.nans or self.infinite:
+            raise InputError(
+                f"the image has {self.nans} NaN and {self.infinite} infinite values of {size}; "
+                f"replace them by numbers"
+            )
+        if not self._varied:
+            value = ", ".join(f"{first.item():g}" for first in self._firsts)
+            raise InputError(f"the image is constant: every pixel is {value}")
+
+
+def _check_sides(height: int, width: int) -> None:
+    if min(height, width) < MIN_SIDE_PX:
         raise InputError(
-            f"the image has {nans} NaN and {infinite} infinite values of {image.size}; "
-            f"replace them by numbers"
+            f"the image is {height}×{width} px, a side needs at least {MIN_SIDE_PX} px"
         )
 
 
+def _checked_percentiles(low: float, high: float) -> tuple[float, float]:
+    if not 0 <= low < high <= 100:
+        raise ConfigError(
+            f"percentiles must satisfy 0 <= low < high <= 100, got {low:g} and {high:g}"
+        )
+    return low, high
+
+
+def _survey(image: OpenImage) -> Iterator[tuple[slice, slice]]:
+    """Regions that cover the field once: strips, as high as their size allows."""
+    channels, height, width = image.shape
+    columns = min(width, _SURVEY_COLUMNS)
+    rows = max(1, _SURVEY_BYTES // (channels * columns * image.dtype.itemsize))
+    # whole rows of tiles, where there is room for them
+    rows = max(rows - rows % 512, min(rows, 512))
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            yield (
+                slice(top, min(top + rows, height)),
+                slice(left, min(left + columns, width)),
+            )
+
+
 def _luminance(image: np.ndarray) -> np.ndarray:
+    red, green, blue = LUMINANCE
     result = np.empty((1, *image.shape[1:]), image.dtype)
     for y in range(0, image.shape[1], _BLOCK_ROWS):
         rows = image[:3, y : y + _BLOCK_ROWS].astype(np.float64)
-        values = np.tensordot(LUMINANCE, rows, axes=1)
+        # pixel by pixel: a matrix product would round differently with the size of the region
+        values = red * rows[0] + green * rows[1] + blue * rows[2]
         result[0, y : y + _BLOCK_ROWS] = values if image.dtype.kind == "f" else np.rint(values)
     return result
 

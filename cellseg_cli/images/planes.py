@@ -144,7 +144,7 @@ def pick(layout: Layout, planes: Planes) -> Pick:
         _channels(planes.channel, layout.size("CS")),
         layout.alpha and layout.size("C") == 1 and planes.channel is None,
     )
-    _check_size(layout, len(picked.channels))
+    check_size(layout, len(picked.channels))
     return picked
 
 
@@ -168,11 +168,15 @@ def compose(plane: np.ndarray, picked: Pick) -> np.ndarray:
 
 def without_opaque(image: np.ndarray, picked: Pick) -> np.ndarray:
     """Return (C, Y, X) without its alpha if that is opaque everywhere and was not asked for."""
-    if picked.drops_opaque:
-        highest = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
-        if bool((image[-1] == highest).all()):
-            image = image[:-1]
+    if picked.drops_opaque and is_opaque(image[-1]):
+        image = image[:-1]
     return np.ascontiguousarray(image)
+
+
+def is_opaque(alpha: np.ndarray) -> bool:
+    """Return whether every value of an alpha channel is the highest that there is."""
+    highest = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
+    return bool((alpha == highest).all())
 
 
 def _named(layout: Layout, planes: Planes) -> Layout:
@@ -231,8 +235,14 @@ def _within(axis: str, index: int, size: int) -> int:
     raise InputError(f"has {there}; {flag} {index} is not among them")
 
 
-def _check_size(layout: Layout, channels: int) -> None:
-    """Refuse what is too large, be it the result or one plane as it is stored."""
+def check_size(layout: Layout, channels: int) -> None:
+    """Refuse what is too large, be it the result or one plane as it is stored.
+
+    Raises
+    ------
+    LimitError
+        More than :data:`MAX_PIXELS` values.
+    """
     height, width = layout.yx
     values = height * width * max(channels, layout.size("S"))
     if values > MAX_PIXELS:

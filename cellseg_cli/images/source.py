@@ -45,7 +45,10 @@ class Source:
     path
         An image file, the folder of an OME-Zarr image, or the first of ``files``.
     files
-        The files of a field that is exported with a file per plane; empty for others.
+        The files of a field of a plate that is exported with a file per plane; empty for
+        others.  They are of one time point: a choice of time points was made among fields and
+        says nothing about the planes in these files.  A channel may have fewer z than another;
+        one that has a single file is the same for every z.
     channel_names
         Names of the channels where they are told, in the order of the positions.
     """
@@ -58,3 +61,32 @@ class Source:
     def of(cls, row: FieldRow) -> Source:
         """Where the field of a row lies."""
         return cls(Path(row.source), row.files, row.channel_names)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of view: one image of the batch.
+
+    Attributes
+    ----------
+    id
+        Path relative to the root of the run, POSIX, without image suffix.  On a plate whose
+        files are grouped ``<folder>/<plate>/B/02/f001``, as OME-Zarr lays plates out, with
+        the time point behind where the plate has several (``f001t002``).
+    source
+        Where its pixels can be read from here; symbolic links are not resolved.
+    place
+        Where on a plate it was taken, if that is known.
+    fault
+        Why it cannot be used, although it was found: a plane of it is missing or there twice.
+    """
+
+    id: str
+    source: Source
+    place: Place | None = None
+    fault: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file, the folder of an OME-Zarr image, or the first of several files."""
+        return self.source.path

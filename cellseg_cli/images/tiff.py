@@ -4,7 +4,8 @@ Invariant: what is returned is whole.  tifffile mends what it can and only logs 
 chain of pages becomes a shorter stack, an empty strip becomes zeros); here those are errors.
 Other files of a multi-file OME-TIFF are never opened: each file is its own field.  Pages that
 the file marks as reduced copies (thumbnails, pyramid levels) are not images of their own and
-are passed over; any other second series is an error that names all.
+are passed over; any other second series is an error that names all.  What is read by region
+goes through the same conversions as what is read whole.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import logging
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
 
 from cellseg_cli.errors import CellsegError, InputError
-from cellseg_cli.images.planes import Layout, Pick, Planes, pick, without_opaque
+from cellseg_cli.images.planes import Layout, Pick, Planes, is_opaque, pick, without_opaque
+from cellseg_cli.images.regions import OpenImage, held
+from cellseg_cli.images.tiff_header import plain_layout
+from cellseg_cli.images.tiff_pages import PageReader, Region
 
 MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: What tifffile and its codecs raise on bytes that are no valid TIFF; collected by cutting and
@@ -40,6 +44,7 @@ FAULTS = (
     OSError,
 )
 _AGAIN = "copy or export it again"
+_ALPHA_PX = 1 << 22  # looked at in one go, to see whether an alpha is opaque
 _PHOTOMETRIC = tifffile.PHOTOMETRIC
 _COLOURLESS = (_PHOTOMETRIC.MINISWHITE, _PHOTOMETRIC.MINISBLACK, _PHOTOMETRIC.RGB)
 #: Formats whose colour maps paint intensities on the screen and are not the data.
@@ -85,12 +90,19 @@ class _Source:
     layout: Layout
     leading: int
     colours: np.ndarray | None
+    reader: PageReader
 
 
-def tiff_header(path: Path, planes: Planes) -> tuple[Layout, Pick]:
-    """Return the layout as stored, and what ``planes`` picks of it; no pixels are decoded."""
+def tiff_layout(path: Path, handle: BinaryIO, size_bytes: int) -> Layout:
+    """Return the layout as stored; no pixels are decoded.
+
+    The file is open already as ``handle``; what is not an ordinary page is opened again.
+    """
+    layout = plain_layout(handle, size_bytes)
+    if layout is not None:
+        return layout
     with _opened(path) as source:
-        return source.layout, pick(source.layout, planes)
+        return source.layout
 
 
 def tiff_pixels(path: Path, planes: Planes) -> np.ndarray:
@@ -105,31 +117,64 @@ def tiff_pixels(path: Path, planes: Planes) -> np.ndarray:
         that are not read.
     """
     with _opened(path) as source:
+        return _pixels(source, pick(source.layout, planes))
+
+
+def open_tiff(path: Path, planes: Planes, stack: ExitStack) -> OpenImage:
+    """Open the picked planes for reading by region, until ``stack`` is closed.
+
+    A region takes its own memory and, where the file is compressed, that of the strips or tiles
+    that touch it, one at a time.  A file whose pages are each one compressed block high is
+    decoded whole here, and so are kinds that only tifffile can put together.  Where an alpha
+    channel may have to go, it is read here up to the first value that is not opaque.
+
+    Raises
+    ------
+    InputError
+        As :func:`tiff_pixels`; also when a region is read.
+    """
+    with _faults_told():
+        source = _source_of(stack.enter_context(tifffile.TiffFile(path, _multifile=False)))
         picked = pick(source.layout, planes)
-        samples = picked.layout.size("S")
-        image = np.empty((len(picked.channels), *picked.layout.yx), picked.layout.dtype)
-        for c in sorted({channel // samples for channel in picked.channels}):
-            plane = _projection(source, picked, c)
-            for position, channel in enumerate(picked.channels):
-                if channel // samples == c:
-                    image[position] = plane[channel % samples]
-    return without_opaque(image, picked)
+        if not (source.reader.by_region and _has_plain_pages(source)):
+            return held(_pixels(source, picked))
+        channels = len(picked.channels)
+        if picked.drops_opaque and _alpha_is_opaque(source, picked):
+            channels -= 1
+
+    def read(rows: slice, columns: slice) -> np.ndarray:
+        with _faults_told():
+            return _values(source, picked, Region.of(rows, columns))[:channels]
+
+    shape = (channels, *picked.layout.yx)
+    return OpenImage(shape, picked.layout.dtype, by_region=True, read=read)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Source]:
     """Open the file; whatever tifffile raises inside becomes an InputError."""
+    with _faults_told(), tifffile.TiffFile(path, _multifile=False) as file:
+        yield _source_of(file)
+
+
+@contextmanager
+def _faults_told() -> Iterator[None]:
+    """Turn whatever tifffile raises into an InputError."""
+    try:
+        yield
+    except CellsegError:
+        raise
+    except FAULTS as fault:
+        reason = " ".join(str(fault).split()) or type(fault).__name__
+        raise InputError(f"TIFF is damaged: {reason}; {_AGAIN}") from fault
+
+
+def _source_of(file: tifffile.TiffFile) -> _Source:
+    """Return the one image of a file, after checking that no plane of it is lost."""
     with _OVERHEARD.listening() as messages:
-        try:
-            with tifffile.TiffFile(path, _multifile=False) as file:
-                source = _source(file)
-                _check_chain(file, source, messages)
-                yield source
-        except CellsegError:
-            raise
-        except FAULTS as fault:
-            reason = " ".join(str(fault).split()) or type(fault).__name__
-            raise InputError(f"TIFF is damaged: {reason}; {_AGAIN}") from fault
+        source = _source(file)
+        _check_chain(file, source, messages)
+    return source
 
 
 def _source(file: tifffile.TiffFile) -> _Source:
@@ -145,7 +190,8 @@ def _source(file: tifffile.TiffFile) -> _Source:
         axes, shape = axes + "S", (*shape, 3)
     alpha = bool(keyframe.extrasamples) and int(keyframe.extrasamples[-1]) in (1, 2)
     leading = len(series.shape) - len(keyframe.shape)
-    return _Source(file, series, Layout(axes, shape, dtype, alpha), leading, colours)
+    layout = Layout(axes, shape, dtype, alpha)
+    return _Source(file, series, layout, leading, colours, PageReader(file, keyframe))
 
 
 def _only_series(file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
@@ -218,21 +264,58 @@ def _colours(file: tifffile.TiffFile, keyframe: tifffile.TiffPage) -> np.ndarray
     return (table.T >> 8).astype(np.uint8)
 
 
-def _projection(source: _Source, picked: Pick, c: int) -> np.ndarray:
-    """Return one channel, (S, Y, X), the maximum over the picked z planes."""
-    result = _plane(source, picked, {"T": picked.t, "C": c, "Z": picked.z[0]})
+def _pixels(source: _Source, picked: Pick) -> np.ndarray:
+    """Return the picked planes whole, (C, Y, X)."""
+    height, width = picked.layout.yx
+    return without_opaque(_values(source, picked, Region(0, height, 0, width)), picked)
+
+
+def _values(source: _Source, picked: Pick, region: Region) -> np.ndarray:
+    """Return a region of the picked planes, (C, y, x), an alpha among them."""
+    samples = picked.layout.size("S")
+    image = np.empty((len(picked.channels), *region.shape), picked.layout.dtype)
+    for c in sorted({channel // samples for channel in picked.channels}):
+        plane = _projection(source, picked, c, region)
+        for position, channel in enumerate(picked.channels):
+            if channel // samples == c:
+                image[position] = plane[channel % samples]
+    return image
+
+
+def _alpha_is_opaque(source: _Source, picked: Pick) -> bool:
+    """Whether the last channel is opaque everywhere; reads up to the first place where not."""
+    height, width = picked.layout.yx
+    rows = max(1, _ALPHA_PX // width)
+    return all(
+        is_opaque(_values(source, picked, Region(top, min(top + rows, height), 0, width))[-1])
+        for top in range(0, height, rows)
+    )
+
+
+def _has_plain_pages(source: _Source) -> bool:
+    """Whether the axes of a page are the last axes of the series, so that regions agree."""
+    keyframe, leading = source.series.keyframe, source.leading
+    shape, axes = source.series.shape[leading:], source.series.axes[leading:]
+    same = tuple(shape) == tuple(keyframe.shape)
+    return same and all(axes.find(axis) == keyframe.axes.find(axis) for axis in "YX")
+
+
+def _projection(source: _Source, picked: Pick, c: int, region: Region) -> np.ndarray:
+    """Return one channel, (S, y, x), the maximum over the picked z planes."""
+    result = _plane(source, picked, {"T": picked.t, "C": c, "Z": picked.z[0]}, region)
     for z in picked.z[1:]:
-        result = np.maximum(result, _plane(source, picked, {"T": picked.t, "C": c, "Z": z}))
+        plane = _plane(source, picked, {"T": picked.t, "C": c, "Z": z}, region)
+        result = np.maximum(result, plane)
     return result
 
 
-def _plane(source: _Source, picked: Pick, index: dict[str, int]) -> np.ndarray:
-    """Return one plane, (S, Y, X), in the layout's dtype."""
+def _plane(source: _Source, picked: Pick, index: dict[str, int], region: Region) -> np.ndarray:
+    """Return a region of one plane, (S, y, x), in the layout's dtype."""
     axes, shape = picked.layout.axes, picked.layout.shape
     leading = source.leading
     at = tuple(index.get(axis, 0) for axis in axes[:leading])
     number = int(np.ravel_multi_index(at, shape[:leading])) if leading else 0
-    values = _converted(_page(source, number), source)
+    values = _converted(_page(source, number, region), source)
     rest = axes[leading:]
     values = values[tuple(slice(None) if a in "YXS" else index.get(a, 0) for a in rest)]
     kept = "".join(axis for axis in rest if axis in "YXS")
@@ -241,46 +324,29 @@ def _plane(source: _Source, picked: Pick, index: dict[str, int]) -> np.ndarray:
     return values.transpose([kept.index(axis) for axis in "SYX"])
 
 
-def _page(source: _Source, number: int) -> np.ndarray:
-    """Return the values of one page as stored, in the shape of the series' page."""
-    series = source.series
+def _page(source: _Source, number: int, region: Region) -> np.ndarray:
+    """Return a region of one page as stored, in the axes of the series' page."""
+    series, leading = source.series, source.leading
     if series.is_truncated:
-        return _contiguous_page(source, number)
-    page: Any = series[number]
-    if page is None:
-        raise InputError(f"TIFF is incomplete: its plane {number} is missing")
-    size = source.file.filehandle.size
-    counts = np.asarray(page.databytecounts, np.int64)
-    ends = np.asarray(page.dataoffsets, np.int64) + counts
-    if len(ends) == 0 or int(ends.max()) > size:
-        end = int(ends.max()) if len(ends) else 0
-        raise InputError(
-            f"TIFF is truncated: its pixels reach to byte {end}, "
-            f"the file ends at byte {size}; {_AGAIN}"
-        )
-    empty = int((counts == 0).sum())
-    if empty:
-        raise InputError(
-            f"TIFF is incomplete: {empty} of the {len(counts)} blocks of its pixels are empty; "
-            f"{_AGAIN}"
-        )
-    values: np.ndarray = page.asarray(maxworkers=1)
-    return values.reshape(series.shape[source.leading :])
+        values = _contiguous_page(source, number, region)
+    else:
+        page: Any = series[number]
+        if page is None:
+            raise InputError(f"TIFF is incomplete: its plane {number} is missing")
+        values = source.reader.page(page, region)
+    return values.reshape(region.shaped(series.axes[leading:], series.shape[leading:]))
 
 
-def _contiguous_page(source: _Source, number: int) -> np.ndarray:
-    """Return a page of a stack that has one directory entry for all its planes."""
+def _contiguous_page(source: _Source, number: int, region: Region) -> np.ndarray:
+    """Return a region of a page of a stack with one directory entry for all its planes."""
     series, handle = source.series, source.file.filehandle
     if series.dataoffset is None:
         raise InputError("TIFF is of a kind that is not read (compressed planes without entries)")
-    shape = series.keyframe.shape
-    count = prod(shape)
-    handle.seek(series.dataoffset + number * count * series.dtype.itemsize)
-    stored = series.dtype.newbyteorder(source.file.byteorder)
-    data = handle.read(count * stored.itemsize)
-    if len(data) < count * stored.itemsize:
+    page_bytes = prod(series.keyframe.shape) * series.dtype.itemsize
+    start = series.dataoffset + number * page_bytes
+    if start + page_bytes > handle.size:
         raise InputError(f"TIFF is truncated: it ends within its plane {number}; {_AGAIN}")
-    return np.frombuffer(data, stored).reshape(shape).astype(series.dtype)
+    return source.reader.rows(start, region)
 
 
 def _converted(values: np.ndarray, source: _Source) -> np.ndarray:

@@ -134,7 +134,7 @@ def _sources(
     spec: str, number: int, rows: dict[str, dict[str, str]], notes: list[str]
 ) -> list[Source]:
     images, truth = _parts(spec)
-    fields = find_fields(images)
+    fields = find_fields(images, pattern="none")
     annotations = open_annotations(truth)
     with_truth = [field for field in fields if field.id in annotations]
     if not with_truth:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -391,12 +392,15 @@ def _fabric(settings: TrainSettings) -> Fabric:
             f"--devices {wanted}: PyTorch sees {there} CUDA devices; use --devices {there} or fewer"
         )
     strategy: str | Strategy = DDPStrategy(timeout=LONGEST_WAIT) if wanted > 1 else "auto"
-    return Fabric(
-        accelerator="cuda" if device.type == "cuda" else "cpu",
-        strategy=strategy,
-        devices=[device.index] if device.index is not None else wanted,
-        precision="bf16-mixed" if _uses_bf16(settings, device) else "32-true",
-    )
+    with warnings.catch_warnings():
+        # Said on every node of a SLURM cluster, where one process per task is not what is wanted.
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
+        return Fabric(
+            accelerator="cuda" if device.type == "cuda" else "cpu",
+            strategy=strategy,
+            devices=[device.index] if device.index is not None else wanted,
+            precision="bf16-mixed" if _uses_bf16(settings, device) else "32-true",
+        )
 
 
 def _uses_bf16(settings: TrainSettings, device: torch.device) -> bool:

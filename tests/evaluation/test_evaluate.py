@@ -144,6 +144,40 @@ def test_a_store_against_its_own_labels(here: Path, capsys: pytest.CaptureFixtur
     assert (result["exit_code"], result["overall"]["mean_ap"]) == (0, 1)
 
 
+def test_what_a_store_knows_of_plates_is_in_the_table_and_a_grouping(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two plates in one folder: the first folder of the id is not the plate."""
+    store = Store.create(here / "emb.zarr", {})
+    rows = [
+        FieldRow(
+            f"run/{plate}/B/02/f001",
+            "x.tif",
+            height=2,
+            width=10,
+            plate=plate,
+            well="B02",
+            field="f001",
+            channel_names=("DAPI", "FITC"),
+        )
+        for plate in ("P1", "P2")
+    ]
+    store.write_fields(rows)
+    for row in rows:
+        store.write_labels(row.id, bars(3, 4).astype(np.uint32))
+        store.mark_done(row.id, "cluster", "fingerprint")
+    save(here / "truth", {row.id: bars(3, 4) for row in rows})
+    result = scored(capsys, "emb.zarr", "--truth", "truth", "--per-field", "fields.csv")
+    assert {name: list(groups) for name, groups in result["by_group"].items()} == {
+        "plate": ["P1", "P2"]
+    }
+    with (here / "fields.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    shown = [[line[name] for name in ("plate", "well", "field", "channels")] for line in lines]
+    assert shown == [[plate, "B02", "f001", "DAPI;FITC"] for plate in ("P1", "P2")]
+    assert "t" not in lines[0]
+
+
 @pytest.mark.parametrize(
     ("missing", "code", "fields", "recall"),
     [("fail", 1, 1, 1.0), ("zero", 1, 3, 1 / 3), ("skip", 0, 1, 1.0)],
@@ -313,8 +347,8 @@ def test_scores_do_not_depend_on_the_number_of_threads(
     rng = np.random.default_rng(1)
     save(here / "truth", {str(i): rng.integers(0, 6, (8, 9)) for i in range(12)})
     save(here / "found", {str(i): rng.integers(0, 6, (8, 9)) for i in range(12)})
-    one = scored(capsys, "found", "--truth", "truth", "--workers", "1")
-    assert scored(capsys, "found", "--truth", "truth", "--workers", "4") == one
+    one = scored(capsys, "found", "--truth", "truth", "--threads", "1")
+    assert scored(capsys, "found", "--truth", "truth", "--threads", "4") == one
 
 
 def test_real_truth_against_itself_in_two_forms(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellseg_cli.errors import InputError
-from cellseg_cli.images.discover import Field, find_fields
+from cellseg_cli.images.discover import Field, discover, find_fields
+from cellseg_cli.images.source import Place, Source
 
 
 def make(root: Path, *names: str) -> Path:
@@ -35,13 +38,13 @@ def message(source: str | Path, **filters: list[str]) -> str:
 def test_a_folder_gives_every_image_below_it_sorted_by_id(tmp_path: Path) -> None:
     make(tmp_path, "b.png", "a/z.TIF", "a/b/c.ome.tif", "a/y.jpeg", "c.bmp", "d.OME.TIFF", "e.JPG")
     assert find_fields(tmp_path) == (
-        Field("a/b/c", tmp_path / "a/b/c.ome.tif"),
-        Field("a/y", tmp_path / "a/y.jpeg"),
-        Field("a/z", tmp_path / "a/z.TIF"),
-        Field("b", tmp_path / "b.png"),
-        Field("c", tmp_path / "c.bmp"),
-        Field("d", tmp_path / "d.OME.TIFF"),
-        Field("e", tmp_path / "e.JPG"),
+        Field("a/b/c", Source(tmp_path / "a/b/c.ome.tif")),
+        Field("a/y", Source(tmp_path / "a/y.jpeg")),
+        Field("a/z", Source(tmp_path / "a/z.TIF")),
+        Field("b", Source(tmp_path / "b.png")),
+        Field("c", Source(tmp_path / "c.bmp")),
+        Field("d", Source(tmp_path / "d.OME.TIFF")),
+        Field("e", Source(tmp_path / "e.JPG")),
     )
 
 
@@ -61,7 +64,7 @@ def test_folders_named_like_images_are_folders(tmp_path: Path) -> None:
 
 def test_one_file_is_one_field_whatever_its_suffix(tmp_path: Path) -> None:
     make(tmp_path, "a/b.tif", "a/c.dat", "a/d[1].png")
-    assert find_fields(tmp_path / "a/b.tif") == (Field("b", tmp_path / "a/b.tif"),)
+    assert find_fields(tmp_path / "a/b.tif") == (Field("b", Source(tmp_path / "a/b.tif")),)
     assert ids(tmp_path / "a/c.dat") == ["c"]
     assert ids(tmp_path / "a/d[1].png") == ["d[1]"]
 
@@ -116,8 +119,8 @@ def test_a_list_file_names_files_relative_to_its_folder(tmp_path: Path) -> None:
         "# chosen by hand\n\na/c d.tif   # out of focus?\n./a/../a/b.png\n"
     )
     assert find_fields(tmp_path / "list.lst") == (
-        Field("a/b", tmp_path / "a/b.png"),
-        Field("a/c d", tmp_path / "a/c d.tif"),
+        Field("a/b", Source(tmp_path / "a/b.png")),
+        Field("a/c d", Source(tmp_path / "a/c d.tif")),
     )
 
 
@@ -256,7 +259,7 @@ def test_ids_are_the_paths_without_suffix_in_order(
 
 
 def test_real_plates_are_found_whole(real_data: Path) -> None:
-    plates = find_fields(real_data / "plates")
+    plates = find_fields(real_data / "plates", pattern="none")
     on_disk = [
         p for p in (real_data / "plates").rglob("*") if p.suffix.lower() in (".tif", ".tiff")
     ]
@@ -264,7 +267,55 @@ def test_real_plates_are_found_whole(real_data: Path) -> None:
     thumbs = find_fields(real_data / "plates", include=["*_thumb*"])
     assert {field.path for field in thumbs} == {p for p in on_disk if "_thumb" in p.name}
     assert "odd_tiffs/ometypes_ome" in {field.id for field in plates}
+    assert {field.place for field in plates} == {None}
 
 
 def test_an_empty_source_is_not_the_working_folder() -> None:
     assert message("") == ("the source of images is empty; give a file, a folder, a glob or a list")
+
+
+# -- OME-Zarr -------------------------------------------------------------------------------
+
+
+def group(folder: Path, **attributes: object) -> None:
+    """A group of zarr 2 with these attributes; there is no array in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".zgroup").write_text('{"zarr_format": 2}')
+    (folder / ".zattrs").write_text(json.dumps(attributes))
+
+
+def test_zarr_groups_give_their_images_and_are_not_walked(tmp_path: Path) -> None:
+    group(tmp_path / "a" / "one.ome.zarr", multiscales=[{}])
+    make(tmp_path, "a/one.ome.zarr/thumbnail.png", "b.png")
+    plate = tmp_path / "screen.zarr"
+    group(plate, plate={"name": "P7", "wells": [{"path": "B/02"}]})
+    group(plate / "B" / "02", well={"images": [{"path": "0"}, {"path": "1"}]})
+    found = discover(tmp_path)
+    assert [(field.id, field.path, field.place) for field in found.fields] == [
+        ("a/one", tmp_path / "a" / "one.ome.zarr", None),
+        ("b", tmp_path / "b.png", None),
+        ("screen/B/02/0", plate / "B" / "02" / "0", Place("P7", "B", "02", "0")),
+        ("screen/B/02/1", plate / "B" / "02" / "1", Place("P7", "B", "02", "1")),
+    ]
+    assert ids(plate) == ["screen/B/02/0", "screen/B/02/1"]
+    assert ids(tmp_path / "a" / "one.ome.zarr") == ["one"]
+    assert ids(f"{tmp_path}/a/*.zarr") == ["one"]
+    assert ids(tmp_path, exclude=["*.zarr"]) == ["b"]
+    (tmp_path / "list.txt").write_text("a/one.ome.zarr\nb.png\n")
+    assert ids(tmp_path / "list.txt") == ["a/one", "b"]
+
+
+def test_a_zarr_group_without_images_is_a_fault_and_a_store_no_source(tmp_path: Path) -> None:
+    group(tmp_path / "other.zarr")
+    group(tmp_path / "emb.zarr")
+    make(tmp_path, "emb.zarr/.cellseg/x", "a.png")
+    found = discover(tmp_path)
+    assert [field.id for field in found.fields] == ["a", "other"]
+    assert found.fields[1].fault == (
+        f"{tmp_path}/other.zarr: is zarr, but neither an OME-Zarr image nor a plate"
+    )
+    assert found.notes == ("emb.zarr is a store of cellseg and left out",)
+    assert message(tmp_path / "other.zarr") == found.fields[1].fault
+    shutil.rmtree(tmp_path / "other.zarr")
+    (tmp_path / "a.png").unlink()
+    assert message(tmp_path) == f"{tmp_path}/emb.zarr is a store of cellseg, no source of images"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,13 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cellseg_cli.errors import ConfigError, InputError
+from cellseg_cli.images import normalise
 from cellseg_cli.images.normalise import (
     Normalisation,
     apply,
     check_usable,
     fit_channels,
     measure,
+    survey_regions,
 )
+from cellseg_cli.images.regions import OpenImage
 
 
 def ramp(*channels: int) -> np.ndarray:
@@ -74,7 +79,7 @@ def test_bright_spots_on_a_flat_ground_survive() -> None:
     image = np.full((1, 40, 40), 7, np.uint8)
     image[0, 3, 3] = 107
     measured = measure(image, high_percentile=99.0)
-    assert measured == Normalisation((7.0,), (7.0,))
+    assert measured == Normalisation((7.0,), (107.0,))
     result = apply(image, measured)
     assert result[0, 3, 3] == 1.0
     assert np.count_nonzero(result) == 1
@@ -149,6 +154,20 @@ def test_one_channel_is_repeated() -> None:
     np.testing.assert_array_equal(fit_channels(ramp(5), 3), ramp(5, 5, 5))
 
 
+def test_a_repeated_channel_is_measured_scaled_and_held_once() -> None:
+    repeated, copies = fit_channels(ramp(5), 3), ramp(5, 5, 5)
+    norm = measure(copies)
+    assert measure(repeated) == norm
+    result = apply(repeated, norm)
+    np.testing.assert_array_equal(result, apply(copies, norm))
+    assert result.strides[0] == 0
+
+
+def test_a_repeated_channel_can_have_several_scales() -> None:
+    norm = Normalisation((0.0, 10.0), (50.0, 60.0))
+    np.testing.assert_array_equal(apply(fit_channels(ramp(5), 2), norm), apply(ramp(5, 5), norm))
+
+
 @pytest.mark.parametrize("alpha", [False, True])
 def test_colour_becomes_luminance(alpha: bool) -> None:
     colours = [[255, 0, 0, 255, 100], [0, 255, 0, 255, 50], [0, 0, 255, 255, 200]]
@@ -174,3 +193,99 @@ def test_other_numbers_of_channels_need_a_choice(there: int, wanted: int) -> Non
     assert str(caught.value) == (
         f"the image has {there} channels, the model takes {wanted}; {advice}"
     )
+
+
+# -- fields that are larger than memory -------------------------------------------------------
+
+
+def opened(image: np.ndarray) -> OpenImage:
+    """An image of which regions are read."""
+    channels, height, width = image.shape
+    return OpenImage(
+        (channels, height, width),
+        image.dtype,
+        by_region=True,
+        read=lambda rows, columns: image[:, rows, columns],
+    )
+
+
+def outcome(measured: Callable[[], Normalisation]) -> Normalisation | str:
+    try:
+        return measured()
+    except InputError as fault:
+        return str(fault)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    image=hnp.arrays(
+        st.sampled_from([np.uint8, np.uint16, np.int16, np.float32]),
+        st.tuples(st.sampled_from([1, 3, 4]), st.integers(6, 40), st.integers(6, 40)),
+        elements=st.integers(0, 100),
+    ),
+    wanted=st.sampled_from([1, 3]),
+    spoilt=st.sampled_from([None, np.nan, np.inf]),
+    max_sample=st.sampled_from([1 << 22, 200, 30]),
+    region_bytes=st.sampled_from([1, 97, 1000, 1 << 20]),
+    columns=st.sampled_from([7, 1 << 15]),
+)
+def test_a_survey_by_regions_gives_what_the_whole_gives(
+    image: np.ndarray,
+    wanted: int,
+    spoilt: float | None,
+    max_sample: int,
+    region_bytes: int,
+    columns: int,
+) -> None:
+    if spoilt is not None and image.dtype.kind == "f":
+        image[0, -1, -1] = spoilt
+
+    def whole() -> Normalisation:
+        check_usable(image)
+        return measure(fit_channels(image, wanted), 2, 98, max_sample)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(normalise, "_SURVEY_BYTES", region_bytes)
+        patch.setattr(normalise, "_SURVEY_COLUMNS", columns)
+        surveyed = outcome(lambda: survey_regions(opened(image), wanted, 2, 98, max_sample))
+    expected = outcome(whole)
+    mismatch = len(image) == 4 and wanted == 3 and min(image.shape[1:]) >= 8
+    if mismatch:  # told before anything is read
+        assert surveyed == (
+            "the image has 4 channels, the model takes 3; choose them, e.g. --channel 0,1,2"
+        )
+    else:
+        assert surveyed == expected
+
+
+def test_a_survey_reads_every_pixel_once_in_regions_of_bounded_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(normalise, "_SURVEY_BYTES", 1 << 16)
+    monkeypatch.setattr(normalise, "_SURVEY_COLUMNS", 100)
+    seen = np.zeros((2, 1300, 250), np.uint16)
+
+    def read(rows: slice, columns: slice) -> np.ndarray:
+        seen[:, rows, columns] += 1
+        ramp_in_x = np.arange(columns.stop - columns.start, dtype=np.uint16)
+        found: np.ndarray = seen[:, rows, columns] + ramp_in_x
+        assert found.nbytes <= 1 << 16
+        return found
+
+    survey_regions(OpenImage(seen.shape, seen.dtype, True, read), 2)
+    assert (seen == 1).all()
+
+
+def test_a_region_is_scaled_as_the_whole_is() -> None:
+    image = np.full((1, 40, 40), 7, np.uint8)
+    image[0, 3, 3], image[0, 30, 30] = 57, 107
+    norm = survey_regions(opened(image), 1, high_percentile=99.0)
+    assert norm == Normalisation((7.0,), (107.0,))
+    region = apply(image[:, :20, :20], norm)
+    np.testing.assert_array_equal(region, apply(image, norm)[:, :20, :20])
+    assert region.max() == 0.5
+
+
+def test_percentiles_out_of_order_are_refused_before_reading() -> None:
+    with pytest.raises(ConfigError):
+        survey_regions(opened(ramp(0)), 1, 50, 50)
