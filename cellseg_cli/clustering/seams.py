@@ -52,7 +52,7 @@ class Grid:
     @classmethod
     def of(cls, shape: tuple[int, int], tile_px: int, overlap_px: int) -> Grid:
         """The grid of a field; sides as in :func:`cellseg_cli.tiling.tiles`."""
-        found = tiles(shape, tile_px=tile_px, halo_px=overlap_px)
+        found = tiles(shape, tile_px=tile_px, halo_px=overlap_px, align_px=None)
         rows = np.unique([tile.core[0].start for tile in found])
         return cls(shape, found, rows, np.unique([tile.core[1].start for tile in found]))
 

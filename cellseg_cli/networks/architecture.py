@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cellseg_cli.errors import ConfigError
+from cellseg_cli.networks import resnet
 
 Kind = Literal["spatial", "contrastive"]
 
@@ -111,13 +112,29 @@ class Output(NamedTuple):
 
 
 class Embedder(nn.Module):
-    """Encoder, decoder and heads of one :class:`Architecture`."""
+    """Encoder, decoder and heads of one :class:`Architecture`.
 
-    def __init__(self, architecture: Architecture) -> None:
+    Parameters
+    ----------
+    architecture
+        Decides the shapes.
+    trained
+        Weights will be loaded: the encoders of :mod:`cellseg_cli.networks.resnet` are then built
+        without timm.
+    """
+
+    def __init__(self, architecture: Architecture, *, trained: bool = False) -> None:
         super().__init__()
         self.architecture = architecture
-        encoder = _encoder(architecture)
-        widths = encoder.feature_info.channels()
+        known = architecture.encoder in resnet.BLOCKS and architecture.levels <= len(resnet.WIDTHS)
+        if trained and known:
+            encoder: Any = resnet.Encoder(
+                architecture.encoder, architecture.in_channels, architecture.levels
+            )
+            widths = encoder.widths
+        else:
+            encoder = _encoder(architecture)
+            widths = encoder.feature_info.channels()
         self.encoder = encoder
         self.decoder = UNetDecoder(widths, architecture.in_channels, architecture.decoder_channels)
         components = len(architecture.channels)

@@ -148,7 +148,7 @@ def load_model(path: Path) -> tuple[Embedder, ModelHeader]:
     header = read_header(path)
     try:
         _refuse_other_shapes(path, header.architecture)
-        model = Embedder(header.architecture)
+        model = Embedder(header.architecture, trained=True)
         tensors = load_file(path)
         floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
         model.load_state_dict(floats)
@@ -168,7 +168,8 @@ def _refuse_other_shapes(path: Path, architecture: Architecture) -> None:
     from safetensors import safe_open
 
     with torch.device("meta"):
-        expected = {n: list(t.shape) for n, t in Embedder(architecture).state_dict().items()}
+        shapes = Embedder(architecture, trained=True).state_dict()
+        expected = {name: list(tensor.shape) for name, tensor in shapes.items()}
     with safe_open(path, framework="pt") as file:
         there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     if differing := sorted(

@@ -6,18 +6,24 @@ context: input only, thrown away.
 
 Determinism: on the CPU one tile is one pass on one thread, so the embedding of
 a field depends neither on the batch size nor on the number of workers nor on
-what else runs.  On CUDA tiles are batched, and convolution algorithms may
-differ with the batch; ``tests/networks/test_predict.py`` holds the result to
-0.1 of the CPU's.
+what else runs.  On an accelerator tiles of all fields share passes; see
+:mod:`cellseg_cli.networks.pool` for what their results depend on.
+``tests/networks/test_predict.py`` holds them to 0.1 of the CPU's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import threading
-from collections.abc import Iterator
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -25,14 +31,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellseg_cli.errors import ConfigError, InputError, LimitError
-from cellseg_cli.networks.architecture import Embedder, Output
+from cellseg_cli.networks.architecture import Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, find_model, fingerprint, load_model
-from cellseg_cli.networks.devices import computes_bf16, resolve_device
+from cellseg_cli.networks.devices import resolve_device
+from cellseg_cli.networks.lanes import CudaLane, HostLane
+from cellseg_cli.networks.passes import DeviceUse, Meter, Network, Rounded
+from cellseg_cli.networks.pool import DEPTH, Pool, Ticket
 from cellseg_cli.tiling import Tile, tiles
 
 #: Embeddings are assembled in memory; a field whose embedding would need more
 #: than this is refused before any memory is taken.
 MAX_EMBEDDING_BYTES = 16 << 30
+
+#: Rows and columns of a field.
+Region: TypeAlias = tuple[slice, slice]
+
+#: (rows, columns) -> normalised pixels (C, y, x) float32 of that part of a field.
+Read: TypeAlias = Callable[[slice, slice], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,27 @@ class Embedding:
     classes: NDArray[np.uint8] | None
 
 
+@dataclass(frozen=True, eq=False)
+class DeviceEmbedding:
+    """An :class:`Embedding` that lies on the device which made it.
+
+    Attributes
+    ----------
+    values
+        (E, Y, X) float16.
+    classes
+        (3, Y, X) uint8, or None for a model without that head.
+    """
+
+    values: Tensor
+    classes: Tensor | None
+
+    def on_host(self) -> Embedding:
+        """A copy in host memory."""
+        classes = None if self.classes is None else self.classes.cpu().numpy()
+        return Embedding(self.values.cpu().numpy(), classes)
+
+
 def check_tiling(stride: int, tile_px: int, halo_px: int, batch_size: int) -> None:
     """Raise ConfigError unless tiles and halos are multiples of the stride and leave a core."""
     if tile_px % stride or halo_px % stride or tile_px <= 2 * halo_px or halo_px < 0:
@@ -59,8 +95,8 @@ def check_tiling(stride: int, tile_px: int, halo_px: int, batch_size: int) -> No
             f"tile_px={tile_px} and halo_px={halo_px} must be multiples of {stride} "
             "with tile_px > 2 × halo_px ≥ 0"
         )
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size} must be at least 1")
+    if batch_size < 0:
+        raise ConfigError(f"batch_size={batch_size} must be at least 0 (0: what the device holds)")
 
 
 class Predictor:
@@ -78,9 +114,11 @@ class Predictor:
         Side of a tile and width of its discarded rim, pixels; multiples of the
         network's stride.
     batch_size
-        Tiles per pass on CUDA.
+        Tiles per pass on an accelerator; 0: as many as pay and as its memory holds.
     model_fingerprint
         SHA-256 of the model file.
+    pooled
+        Whether tiles of several threads share passes; None: on accelerators only.
     """
 
     def __init__(
@@ -91,20 +129,23 @@ class Predictor:
         device: str = "auto",
         tile_px: int = 1024,
         halo_px: int = 64,
-        batch_size: int = 8,
+        batch_size: int = 0,
         model_fingerprint: str = "",
+        pooled: bool | None = None,
     ) -> None:
         check_tiling(header.architecture.stride, tile_px, halo_px, batch_size)
-        self._target = resolve_device(device)
-        self._bf16 = computes_bf16(self._target)
-        self._model = model.eval().to(self._target).to(memory_format=torch.channels_last)
-        self._tile_px, self._halo_px, self._batch_size = tile_px, halo_px, batch_size
-        # One pass at a time on an accelerator: two would only share it and its memory.
-        self._turn: contextlib.AbstractContextManager[object] = (
-            contextlib.nullcontext() if self._target.type == "cpu" else threading.Lock()
-        )
+        target = resolve_device(device)
+        self._network = Network(model, target)
+        self._tile_px, self._halo_px = tile_px, halo_px
+        self._meter = Meter()
+        self._pool: Pool | None = None
+        if target.type != "cpu" if pooled is None else pooled:
+            lane = HostLane(self._network) if target.type == "cpu" else CudaLane(self._network)
+            largest = (header.in_channels, tile_px, tile_px)
+            self._pool = Pool(lane, self._meter, batch_size, largest)
+            weakref.finalize(self, self._pool.close)  # at the latest when Python ends
         self.header = header
-        self.device = str(self._target)
+        self.device = str(target)
         self.fingerprint = model_fingerprint
 
     @classmethod
@@ -114,7 +155,7 @@ class Predictor:
         device: str = "auto",
         tile_px: int = 1024,
         halo_px: int = 64,
-        batch_size: int = 8,
+        batch_size: int = 0,
     ) -> Predictor:
         """Return the predictor of a bundled model's name or a model file."""
         path = find_model(model)
@@ -128,6 +169,56 @@ class Predictor:
             batch_size=batch_size,
             model_fingerprint=fingerprint(path),
         )
+
+    @classmethod
+    def resident(
+        cls,
+        model: str | Path,
+        device: str = "auto",
+        tile_px: int = 1024,
+        halo_px: int = 64,
+        batch_size: int = 0,
+    ) -> Predictor:
+        """Return the one predictor of this process for these arguments; safe for threads.
+
+        A model file that has changed since is loaded anew.
+        """
+        path = find_model(model)
+        version = path.stat()
+        key = (
+            os.fspath(path.resolve()),
+            *(version.st_size, version.st_mtime_ns),
+            *(device, tile_px, halo_px, batch_size),
+        )
+        with _resident_lock:  # the first caller loads, others wait for it
+            if key not in _resident:
+                _resident[key] = cls.load(path, device, tile_px, halo_px, batch_size)
+            return _resident[key]
+
+    def close(self) -> None:
+        """End the threads that serve an accelerator; fields that are on their way fail."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def use(self) -> DeviceUse:
+        """What the device has done for this predictor so far."""
+        return self._meter.use
+
+    def fields_at_once(self, shape: tuple[int, int]) -> int:
+        """How many fields (Y, X) threads must embed at the same time to fill the device.
+
+        On the CPU 1: each thread computes its own.  On an accelerator missing tiles of a pass
+        are computed as zeros, so fewer fields at once are a share of its rate.
+        """
+        if self._pool is None:
+            return 1
+        found = tiles(shape, tile_px=self._tile_px, halo_px=self._halo_px)
+        stride = self.header.architecture.stride
+        counts = Counter(tile.shape for tile in found)
+        height, width = max(counts, key=lambda one: counts[one] * one[0] * one[1])  # most of it
+        padded = (height + -height % stride, width + -width % stride)
+        length = self._pool.length((self.header.in_channels, *padded))
+        return math.ceil(DEPTH * length / counts[height, width])
 
     def embed(self, image: NDArray[np.float32]) -> Embedding:
         """Return the embedding of one normalised field.
@@ -144,58 +235,152 @@ class Predictor:
         LimitError
             The embedding would exceed ``MAX_EMBEDDING_BYTES``.
         """
-        channels, height, width = image.shape
-        if channels != self.header.in_channels:
-            raise InputError(
-                f"got {channels} channels, the model {self.header.name} takes "
-                f"{self.header.in_channels}; choose with --channel"
-            )
+        _, height, width = image.shape
+        whole = (slice(0, height), slice(0, width))
+        return self.embed_region(
+            lambda rows, columns: image[:, rows, columns], (height, width), whole
+        )
+
+    def embed_region(self, read: Read, shape: tuple[int, int], region: Region) -> Embedding:
+        """Return the embedding of one part of a field that is too large to hold.
+
+        On the CPU equal, bit for bit, to the same part of :meth:`embed` of the whole field.
+        Memory: the result, and the windows that are under way.
+
+        Parameters
+        ----------
+        read
+            Called with rows and columns of the field on the calling thread, once for each tile,
+            row by row; the parts overlap by twice the halo and reach a halo beyond the region.
+        shape
+            Height and width of the whole field, pixels.
+        region
+            Rows and columns whose borders are borders of tile cores: those of the field, and
+            along a side longer than 4096 px multiples of 4096.
+
+        Raises
+        ------
+        InputError
+            The number of channels differs, or the network's output is not finite.
+        LimitError
+            The embedding would exceed ``MAX_EMBEDDING_BYTES``.
+        """
+        rows, columns = region
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        self._check_size(height, width)
+        values = np.empty((len(self.header.channels), height, width), np.float16)
+        has_classes = self.header.architecture.classes_head
+        classes = np.empty((3, height, width), np.uint8) if has_classes else None
+        for tile, rounded in self._embedded(read, self._plan(shape, region), keep=False):
+            place, core = _place(tile, region), (slice(None), *tile.core_in_window)
+            values[place] = rounded.values.numpy()[core]
+            if classes is not None and rounded.classes is not None:
+                classes[place] = rounded.classes.numpy()[core]
+        self._check_finite(bool(np.isfinite(values).all()))
+        return Embedding(values, classes)
+
+    def embed_on_device(self, image: NDArray[np.float32]) -> DeviceEmbedding:
+        """Return the embedding of one normalised field, without copying it to host memory.
+
+        Numbers and errors are those of :meth:`embed`.  To be used on the calling thread's
+        current stream.
+        """
+        _, height, width = image.shape
+        self._check_size(height, width)
+        device, whole = self._network.target, (slice(0, height), slice(0, width))
         components = len(self.header.channels)
-        if (needed := height * width * (2 * components + 3)) > MAX_EMBEDDING_BYTES:
+        values = torch.empty((components, height, width), dtype=torch.float16, device=device)
+        classes = None
+        if self.header.architecture.classes_head:
+            classes = torch.empty((3, height, width), dtype=torch.uint8, device=device)
+        plan = self._plan((height, width), whole)
+        for tile, rounded in self._embedded(lambda y, x: image[:, y, x], plan, keep=True):
+            place, core = _place(tile, whole), (slice(None), *tile.core_in_window)
+            values[place] = rounded.values[core]
+            if classes is not None and rounded.classes is not None:
+                classes[place] = rounded.classes[core]
+        self._check_finite(bool(torch.isfinite(values).all()))
+        return DeviceEmbedding(values, classes)
+
+    def _check_finite(self, finite: bool) -> None:
+        if not finite:
+            raise InputError(
+                f"the model {self.header.name} gives values that are not finite for this image"
+            )
+
+    def _check_size(self, height: int, width: int) -> None:
+        needed = height * width * (2 * len(self.header.channels) + 3)
+        if needed > MAX_EMBEDDING_BYTES:
             raise LimitError(
                 f"{height}×{width} px need {needed / 2**30:.1f} GiB of embedding, "
                 f"the limit is {MAX_EMBEDDING_BYTES >> 30} GiB; cut the field into parts"
             )
-        values = np.empty((components, height, width), np.float16)
-        has_classes = self.header.architecture.classes_head
-        classes = np.empty((3, height, width), np.uint8) if has_classes else None
-        plan = tiles((height, width), tile_px=self._tile_px, halo_px=self._halo_px)
-        for batch in _batches(plan, 1 if self._target.type == "cpu" else self._batch_size):
-            for tile, value, probability in self._pass(image, batch):
-                values[(slice(None), *tile.core)] = value
-                if classes is not None and probability is not None:
-                    classes[(slice(None), *tile.core)] = probability
-        if not np.isfinite(values).all():
+
+    def _plan(self, shape: tuple[int, int], region: Region) -> list[Tile]:
+        """The tiles whose cores make up the region, row by row."""
+        found = tiles(shape, tile_px=self._tile_px, halo_px=self._halo_px)
+        plan = [tile for tile in found if _meet(tile.core, region)]
+        for tile in plan:
+            for core, side in zip(tile.core, region, strict=True):
+                assert side.start <= core.start < core.stop <= side.stop, (tile.core, region)
+        return plan
+
+    def _crop(self, read: Read, tile: Tile) -> NDArray[np.float32]:
+        crop = read(*tile.window)
+        if len(crop) != self.header.in_channels:
             raise InputError(
-                f"the model {self.header.name} gives values that are not finite for this image"
+                f"got {len(crop)} channels, the model {self.header.name} takes "
+                f"{self.header.in_channels}; choose with --channel"
             )
-        return Embedding(values, classes)
+        return _padded(crop, self.header.architecture.stride)
 
-    def _pass(
-        self, image: NDArray[np.float32], batch: list[Tile]
-    ) -> Iterator[tuple[Tile, NDArray[np.float16], NDArray[np.uint8] | None]]:
-        stride = self.header.architecture.stride
-        crops = [_padded(image[(slice(None), *tile.window)], stride) for tile in batch]
-        with self._turn, _single_thread(self._target.type == "cpu"):
-            output = self._run(torch.from_numpy(np.stack(crops)))
-            values = output.embedding.half().cpu().numpy()
-            classes = None if output.classes is None else _as_bytes(output.classes)
-        for index, tile in enumerate(batch):
-            core = (slice(None), *tile.core_in_window)
-            yield tile, values[index][core], None if classes is None else classes[index][core]
+    def _embedded(
+        self, read: Read, plan: list[Tile], *, keep: bool
+    ) -> Iterator[tuple[Tile, Rounded]]:
+        """Each tile with values (E, y, x) and classes (3, y, x) of its window."""
+        if self._pool is None:
+            for tile in plan:
+                yield tile, self._alone(self._crop(read, tile))
+            return
+        waiting: deque[tuple[Tile, Ticket]] = deque()
+        for tile in plan:
+            crop = self._crop(read, tile)
+            # enough for one thread alone to keep two passes under way
+            if len(waiting) >= 2 * self._pool.length(crop.shape):
+                first, ticket = waiting.popleft()
+                yield first, ticket.result()
+            waiting.append((tile, self._pool.submit(crop, keep=keep)))
+        while waiting:
+            first, ticket = waiting.popleft()
+            yield first, ticket.result()
 
-    @torch.inference_mode()
-    def _run(self, images: Tensor) -> Output:
-        images = images.to(self._target, memory_format=torch.channels_last, non_blocking=True)
-        with torch.autocast(self._target.type, torch.bfloat16, enabled=self._bf16):
-            output: Output = self._model(images)
-        return output
+    def _alone(self, crop: NDArray[np.float32]) -> Rounded:
+        """One pass of one tile on the calling thread."""
+        started = time.perf_counter()
+        with _single_thread():
+            values, classes = self._network(torch.from_numpy(crop)[None])
+        self._meter.add(time.perf_counter() - started, [1], crop[0].size)
+        return Rounded(values[0], None if classes is None else classes[0])
 
 
-def _as_bytes(logits: Tensor) -> NDArray[np.uint8]:
-    probabilities = torch.softmax(logits, dim=1).mul(255).round().to(torch.uint8)
-    result: NDArray[np.uint8] = probabilities.cpu().numpy()
-    return result
+_resident: dict[tuple[object, ...], Predictor] = {}
+_resident_lock = threading.Lock()
+
+
+def _meet(core: Region, region: Region) -> bool:
+    return all(
+        one.start < other.stop and other.start < one.stop
+        for one, other in zip(core, region, strict=True)
+    )
+
+
+def _place(tile: Tile, region: Region) -> tuple[slice, slice, slice]:
+    """Where the core of a tile lies in an array (C, Y, X) of the region."""
+    rows, columns = (
+        slice(core.start - side.start, core.stop - side.start)
+        for core, side in zip(tile.core, region, strict=True)
+    )
+    return slice(None), rows, columns
 
 
 def _padded(crop: NDArray[np.float32], stride: int) -> NDArray[np.float32]:
@@ -213,22 +398,11 @@ def _padded(crop: NDArray[np.float32], stride: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(padded, np.float32)
 
 
-def _batches(plan: tuple[Tile, ...], size: int) -> Iterator[list[Tile]]:
-    """Yield tiles of equal window shape, at most `size` at a time, in the order of the plan."""
-    waiting: dict[tuple[int, int], list[Tile]] = {}
-    for tile in plan:
-        same = waiting.setdefault(tile.shape, [])
-        same.append(tile)
-        if len(same) == size:
-            yield waiting.pop(tile.shape)
-    yield from waiting.values()
-
-
 @contextlib.contextmanager
-def _single_thread(wanted: bool) -> Iterator[None]:
+def _single_thread() -> Iterator[None]:
     """Compute on the calling thread alone, so that sums run in one order."""
     before = torch.get_num_threads()
-    if not wanted or before == 1:
+    if before == 1:
         yield
         return
     torch.set_num_threads(1)
