@@ -37,9 +37,12 @@ class EmbedSettings:
         inner border, both in pixels and multiples of the network's stride (16
         for four encoder stages).
     batch_size
-        Tiles per pass on an accelerator; one tile per pass on the CPU.
+        Tiles per pass on an accelerator, 0 for as many as fit; one tile per pass on the CPU.
     include, exclude
         Globs on the path relative to the root.
+    pattern
+        How file names tell plate, well, field, channel, z and t: the name of a microscope's
+        pattern, ``none``, or a regular expression with groups of these names; ``None`` finds it.
     """
 
     model: str = "nuclei"
@@ -49,9 +52,10 @@ class EmbedSettings:
     t: int | None = None
     tile_px: int = 1024
     halo_px: int = 64
-    batch_size: int = 8
+    batch_size: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    pattern: str | None = None
 
     # TOML writes the number of a plane without quotes: z = 3 is as good as z = "3".
     __pydantic_config__: ClassVar[dict[str, object]] = {"coerce_numbers_to_str": True}
@@ -107,10 +111,23 @@ class RunSettings:
 
     Attributes
     ----------
+    threads
+        Fields at a time, in each process where there are several; 0 means one per core, or the
+        cores shared among the processes.
     workers
-        Threads; 0 means one per core.
+        Processes on this machine; 0 means that the work is done in this one.
+    scheduler
+        Address (``tcp://host:port``) of a dask scheduler, or the file that it has written, to
+        do the work on its workers.
+    cluster, cluster_config
+        Batch system that dask-jobqueue is to start workers by, and a TOML file with its options.
+    memory
+        What the run may take on this machine in all, such as ``8GB``; what cannot fit is
+        refused before it begins.
     part
         ``"i/n"``, 1 ≤ i ≤ n: this run does every n-th field only.
+    retry_failed
+        Do only the fields that failed when they were last tried.
     overwrite
         Replace an output that was made with other settings.
     dry_run
@@ -120,11 +137,25 @@ class RunSettings:
         ``cuda:I``.  The same on all of them; a CPU core needs about 0.01 s for 520×704 px.
     """
 
+    threads: int = 0
     workers: int = 0
+    scheduler: str | None = None
+    cluster: Literal["slurm", "pbs", "lsf"] | None = None
+    cluster_config: Path | None = None
+    memory: str | None = None
     part: str | None = None
+    retry_failed: bool = False
     overwrite: bool = False
     dry_run: bool = False
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        named = {"workers": self.workers, "scheduler": self.scheduler, "cluster": self.cluster}
+        chosen = [f"--{name}" for name, value in named.items() if value]
+        if len(chosen) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} exclude each other: choose one")
+        if self.cluster_config is not None and self.cluster is None:
+            raise ConfigError("--cluster-config belongs to --cluster slurm, pbs or lsf")
 
 
 @dataclass(frozen=True)
@@ -359,7 +390,7 @@ def _table(file: Path, section: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
     # the commands that take --config, and what tuning says of the file it writes
-    known = {"train", "embed", "cluster", "tuned"}
+    known = {"train", "embed", "cluster", "run", "tuned"}
     if unknown := sorted(set(content) - known):
         raise ConfigError(
             f"{file} has unknown tables {', '.join(unknown)}; known: {', '.join(sorted(known))}"

@@ -64,6 +64,16 @@ class DeviceError(CellsegError, RuntimeError):
     exit_code = ExitCode.USAGE
 
 
+class ClusterError(CellsegError, RuntimeError):
+    """A dask scheduler or batch system that cannot be used, or has no workers."""
+
+
+class ClusterLostError(ClusterError):
+    """The scheduler or all workers went away in the middle of a run."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
 class LimitError(CellsegError, MemoryError):
     """Something larger than a stated limit; the message names the limit to raise."""
 

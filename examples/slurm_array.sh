@@ -32,15 +32,15 @@ if (($# != 2)); then
 fi
 images=$1 store=$2
 part=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT
-workers=${SLURM_CPUS_PER_TASK:-0}
+threads=${SLURM_CPUS_PER_TASK:-0}
 model=${CELLSEG_MODEL:-nuclei}
 
 # 1 says that some fields failed: the others are clustered all the same.
 code=0
-cellseg embed "$images" --out "$store" --model "$model" --part "$part" --workers "$workers" ||
+cellseg embed "$images" --out "$store" --model "$model" --part "$part" --threads "$threads" ||
     code=$?
 if ((code > 1)); then
     exit "$code"
 fi
-cellseg cluster "$store" --part "$part" --workers "$workers"
+cellseg cluster "$store" --part "$part" --threads "$threads"
 exit "$code"

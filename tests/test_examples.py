@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
 import torch
@@ -21,6 +25,7 @@ from cellseg_cli.cli.app import build_app
 from cellseg_cli.images.synthetic import render_field, render_plate
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, save_model
+from cellseg_cli.pipeline.jobs import read_jobs
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -76,6 +81,7 @@ def assert_valid(call: list[str]) -> None:
 
 def test_there_is_an_example_for_each_promise() -> None:
     assert {"local.sh", "sartorius.sh", "slurm_array.sh"} <= set(SCRIPTS)
+    assert {"slurm_cluster.sh", "scheduler_file.sh"} <= set(SCRIPTS)
     told = (EXAMPLES / "README.md").read_text()
     assert all(script in told for script in SCRIPTS)
 
@@ -181,9 +187,9 @@ def test_a_task_of_the_array_does_its_part(runner: Runner, tmp_path: Path) -> No
     assert done.returncode == 0
     assert calls(log) == [
         shlex.split(
-            "embed 'in put' --out emb.zarr --model nuclei --part 3/16 --workers 4", posix=True
+            "embed 'in put' --out emb.zarr --model nuclei --part 3/16 --threads 4", posix=True
         ),
-        shlex.split("cluster emb.zarr --part 3/16 --workers 4"),
+        shlex.split("cluster emb.zarr --part 3/16 --threads 4"),
     ]
     for call in calls(log):
         assert_valid(call)
@@ -209,6 +215,97 @@ def test_the_array_counts_from_one() -> None:
     """`--part i/n` is 1-based; an array from 0 would be refused."""
     text = (EXAMPLES / "slurm_array.sh").read_text()
     assert re.search(r"^#SBATCH --array=1-\d+$", text, re.MULTILINE)
+
+
+# --- slurm_cluster.sh ---
+
+
+def test_jobs_are_asked_for_by_the_file_beside_the_script(runner: Runner, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    arguments = ("in put", "labels", "cluster.toml")
+    done = runner("slurm_cluster.sh", *arguments, cellseg=logging_cellseg(log, {"segment": 1}))
+    assert done.returncode == 1
+    (call,) = calls(log)
+    assert call == shlex.split(
+        "segment 'in put' --out labels --model nuclei --cluster slurm --cluster-config cluster.toml"
+    )
+    assert_valid(call)
+
+
+def test_the_options_of_jobs_are_known_also_those_in_comments(tmp_path: Path) -> None:
+    text = (EXAMPLES / "cluster.toml").read_text()
+    assert read_jobs(EXAMPLES / "cluster.toml").jobs == 8
+    file = tmp_path / "all.toml"
+    file.write_text(re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE))
+    settings = read_jobs(file)
+    assert settings.job_extra_directives == ("--gres=gpu:1",)
+    assert settings.start_timeout_s == 3600
+
+
+# --- scheduler_file.sh ---
+
+
+@pytest.fixture
+def beside_dask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dask` of this environment is found, and finds this version of cellseg."""
+    here = Path(sys.executable).parent
+    if not (here / "dask").exists():
+        pytest.skip("the program dask is not beside this python")
+    monkeypatch.setenv("PATH", f"{here}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+
+
+def left_in(folder: Path) -> list[str]:
+    """The command lines of processes that work in a folder, or below it."""
+    lines = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd().startswith(str(folder)):
+                lines.append(" ".join(process.cmdline()))
+    return lines
+
+
+def test_workers_find_their_scheduler_by_its_file(
+    runner: Runner, tmp_path: Path, tiny_model: Path, beside_dask: None
+) -> None:
+    """The script as on a cluster, but for srun: scheduler and workers are real processes."""
+    plate = render_plate(
+        tmp_path / "my data", wells=("A01",), fields_per_well=2, size=(128, 128), seed=1
+    )
+    done = runner(
+        "scheduler_file.sh",
+        *(plate.images, "e m.zarr"),
+        cellseg=f'exec {shlex.quote(sys.executable)} -m cellseg_cli "$@"',
+        variables={"CELLSEG_MODEL": tiny_model, "WORKERS": 1},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 worker, 1 thread" in done.stderr
+    assert done.stderr.count("2 done") == 2
+    assert left_in(tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"bin", "my data", "e m.zarr"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_the_script_has_started_ends_with_it(
+    tmp_path: Path, beside_dask: None, number: int
+) -> None:
+    started = tmp_path / "started"
+    (tmp_path / "bin").mkdir()
+    cellseg = tmp_path / "bin" / "cellseg"
+    cellseg.write_text(f"#!/bin/sh\ntouch {shlex.quote(str(started))}\nexec sleep 60\n")
+    cellseg.chmod(0o755)
+    path = f"{cellseg.parent}{os.pathsep}{os.environ['PATH']}"
+    script = ["bash", str(EXAMPLES / "scheduler_file.sh"), "images", "emb.zarr"]
+    with subprocess.Popen(script, cwd=tmp_path, env=os.environ | {"PATH": path}) as process:
+        end = time.monotonic() + 30
+        while not started.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert len(left_in(tmp_path)) >= 4  # bash, scheduler, two workers, cellseg
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 130
+    assert left_in(tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"bin", "started"}
 
 
 # --- sartorius.sh ---

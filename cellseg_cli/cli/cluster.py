@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +12,11 @@ import typer
 from cellseg_cli.cli.common import (
     AsJson,
     ConfigFile,
-    DryRun,
-    Part,
+    LogJson,
     Quiet,
     Sets,
     Verbose,
-    Workers,
+    with_run_options,
 )
 from cellseg_cli.cli.screen import screen
 from cellseg_cli.cli.stages import report
@@ -109,6 +109,7 @@ Device = Annotated[
 ]
 
 
+@with_run_options
 def cluster(
     store: StorePath,
     method: Method = None,
@@ -122,15 +123,12 @@ def cluster(
     cell_type: CellType = None,
     types: Types = None,
     device: Device = None,
-    workers: Workers = None,
-    part: Part = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Redo label images of the same settings too.")
-    ] = False,
-    dry_run: DryRun = False,
+    *,
+    run: RunSettings,
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: AsJson = False,
+    log_json: LogJson = None,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> int:
@@ -167,14 +165,7 @@ def cluster(
         ClusterSettings, file=config, section="cluster", sets=sets or (), flags=flags
     )
     by_type = cluster_settings_by_type(file=config, sets=sets or (), flags=flags)
-    carried_out = {
-        "workers": workers,
-        "part": part,
-        "overwrite": overwrite,
-        "dry_run": dry_run,
-        "device": device,
-    }
-    run = settings_from(RunSettings, flags=carried_out)
+    run = replace(run, device=device or run.device)
     if save is not None and tune is None:
         raise ConfigError("--save keeps what --tune finds: give --tune TRUTH as well")
     from cellseg_cli.pipeline.cluster import cluster_store
@@ -182,7 +173,7 @@ def cluster(
 
     chosen = CellTypes(cell_type, types, by_type)
     tuned = None
-    with screen(quiet=quiet, verbose=verbose) as emit:
+    with screen(quiet=quiet, verbose=verbose, log_json=log_json) as emit:
         if tune is not None:
             from cellseg_cli.pipeline.tune import Tuning
             from cellseg_cli.pipeline.tune import tune as find_settings
@@ -192,7 +183,7 @@ def cluster(
             _tell(tuned, as_json=as_json, quiet=quiet)
         summary = cluster_store(store, settings, run, emit, chosen)
     more = {} if tuned is None else {"tuned": tuned.document}
-    code = report(summary, store, dry_run=dry_run, as_json=as_json, more=more)
+    code = report(summary, store, dry_run=run.dry_run, as_json=as_json, more=more)
     return code if tuned is None else max(code, int(tuned.exit_code))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cellseg_cli.cli.common import AsJson, Device, Quiet, Workers, echo_json
+from cellseg_cli.cli.common import AsJson, Device, Quiet, Threads, echo_json
 
 if TYPE_CHECKING:
     from cellseg_cli.pipeline.demo import Demo
@@ -22,7 +22,7 @@ def demo(
         str, typer.Option("--model", help="A bundled model of nuclei, or a model file.")
     ] = "nuclei",
     device: Device = None,
-    workers: Workers = None,
+    threads: Threads = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what an earlier demo left in the folder.")
     ] = False,
@@ -43,7 +43,7 @@ def demo(
     from cellseg_cli.pipeline.demo import DemoSettings, summary
     from cellseg_cli.pipeline.demo import demo as run_demo
 
-    settings = DemoSettings(seed=seed, model=model, device=device or "auto", workers=workers or 0)
+    settings = DemoSettings(seed=seed, model=model, device=device or "auto", threads=threads or 0)
     with screen(quiet=quiet) as emit:
         result = run_demo(out, settings, emit=emit, overwrite=overwrite)
     if as_json:

@@ -11,67 +11,82 @@ from cellseg_cli.cli.common import (
     AsJson,
     ConfigFile,
     Device,
-    DryRun,
     Exclude,
     Include,
-    Overwrite,
-    Part,
+    LogJson,
     Quiet,
     Sets,
     Verbose,
-    Workers,
+    with_run_options,
 )
 from cellseg_cli.cli.screen import screen
 from cellseg_cli.cli.stages import report
 from cellseg_cli.config import EmbedSettings, RunSettings, settings_from
 from cellseg_cli.errors import ConfigError
 
+Images = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGES",
+        help="A file, a folder (searched recursively), a glob in quotes, an OME-Zarr, or a list "
+        "file (.txt, .lst) with one path a line.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Name of a bundled model, or a model file [nuclei]."),
+]
+Channel = Annotated[
+    str | None,
+    typer.Option("--channel", metavar="I[,J]", help="Channels to take, from 0, in this order."),
+]
+Z = Annotated[
+    str | None, typer.Option("--z", metavar="max|mid|INT", help="What to take of a z stack.")
+]
+T = Annotated[int | None, typer.Option("--t", metavar="INT", help="Time point, from 0.")]
+Pattern = Annotated[
+    str | None,
+    typer.Option(
+        "--pattern",
+        metavar="NAME|REGEX",
+        help="How file names tell plate, well, field, channel, z and t: imagexpress, harmony, "
+        "cellvoyager, incucyte, none, or a regular expression with groups of these names "
+        "[found by itself].",
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=0, help="Tiles per pass on an accelerator; 0: what fits."),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option("--tile", metavar="PX", help="Side of a network tile; smaller takes less memory."),
+]
 
+
+@with_run_options
 def embed(
-    images: Annotated[
-        str,
-        typer.Argument(
-            metavar="IMAGES",
-            help="A file, a folder (searched recursively), a glob in quotes, or a list file "
-            "(.txt, .lst) with one path a line.",
-            show_default=False,
-        ),
-    ],
+    images: Images,
     out: Annotated[
         Path, typer.Option("--out", help="The store; one that is not finished goes on.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Name of a bundled model, or a model file [nuclei]."),
-    ] = None,
+    model: Model = None,
     device: Device = None,
-    channel: Annotated[
-        str | None,
-        typer.Option("--channel", metavar="I[,J]", help="Channels to take, from 0, in this order."),
-    ] = None,
-    z: Annotated[
-        str | None,
-        typer.Option("--z", metavar="max|mid|INT", help="What to take of a z stack."),
-    ] = None,
-    t: Annotated[int | None, typer.Option("--t", metavar="INT", help="Time point, from 0.")] = None,
+    channel: Channel = None,
+    z: Z = None,
+    t: T = None,
     include: Include = None,
     exclude: Exclude = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Tiles per pass on an accelerator.")
-    ] = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(
-            "--tile", metavar="PX", help="Side of a network tile; smaller takes less memory."
-        ),
-    ] = None,
-    workers: Workers = None,
-    part: Part = None,
-    dry_run: DryRun = False,
-    overwrite: Overwrite = False,
+    pattern: Pattern = None,
+    batch_size: BatchSize = None,
+    tile: Tile = None,
+    *,
+    run: RunSettings,
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: AsJson = False,
+    log_json: LogJson = None,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> int:
@@ -88,35 +103,35 @@ def embed(
         cellseg embed plates --out emb.zarr
         cellseg embed "plates/*/*_w1.tif" --out emb.zarr --exclude "*thumb*"
         cellseg embed stacks --out emb.zarr --z max --channel 1
+        cellseg embed plates --out emb.zarr --workers 4 --memory 16GB
         cellseg embed plates --out emb.zarr --part $SLURM_ARRAY_TASK_ID/64
     """
     flags = {
         "model": model,
         "device": device,
-        "channel": _channels(channel),
+        "channel": channels(channel),
         "z": z,
         "t": t,
         "tile_px": tile,
         "batch_size": batch_size,
         "include": include or None,
         "exclude": exclude or None,
+        "pattern": pattern,
     }
     settings = settings_from(
         EmbedSettings, file=config, section="embed", sets=sets or (), flags=flags
     )
-    carried_out = {"workers": workers, "part": part, "overwrite": overwrite, "dry_run": dry_run}
-    run = settings_from(RunSettings, flags=carried_out)
     from cellseg_cli.pipeline.embed import embed as run_embed
 
-    with screen(quiet=quiet, verbose=verbose) as emit:
+    with screen(quiet=quiet, verbose=verbose, log_json=log_json) as emit:
         summary = run_embed(images, out, settings, run, emit)
-    return report(summary, out, dry_run=dry_run, as_json=as_json)
+    return report(summary, out, dry_run=run.dry_run, as_json=as_json)
 
 
-def _channels(text: str | None) -> tuple[int, ...] | None:
+def channels(text: str | None) -> tuple[int, ...] | None:
     """Read ``"0,2"``.
 
-    >>> _channels("0,2")
+    >>> channels("0,2")
     (0, 2)
     """
     if text is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cellseg_cli.cli.common import AsJson, Overwrite, Quiet, Workers, echo_json
+from cellseg_cli.cli.common import AsJson, Overwrite, Quiet, Threads, echo_json
 from cellseg_cli.cli.tables import show_table
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def evaluate(
         Path | None,
         typer.Option("--per-field", metavar="FILE.csv", help="Write one row per field."),
     ] = None,
-    workers: Workers = None,
+    threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -110,7 +110,7 @@ def evaluate(
     if per_field is not None:
         check_free(per_field, overwrite)
     comparison = Comparison(
-        prediction, truth, _ORDERS[order], tuple(groups or ()), missing.value, workers or 0
+        prediction, truth, _ORDERS[order], tuple(groups or ()), missing.value, threads or 0
     )
     evaluation = run_evaluation(comparison)
     if per_field is not None:

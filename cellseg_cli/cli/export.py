@@ -21,6 +21,7 @@ class Format(StrEnum):
     label_tiff = "label-tiff"
     coco = "coco"
     kaggle = "kaggle"
+    table = "table"
 
 
 class TextOrder(StrEnum):
@@ -42,7 +43,8 @@ def export(
         typer.Option(
             "--format",
             help="label-tiff: a folder with one 16 or 32 bit TIFF per field; coco: one JSON with "
-            "run-length masks; kaggle: one CSV with a row per cell.",
+            "run-length masks; kaggle: one CSV with a row per cell; table: one CSV or parquet "
+            "file with label, area, centroid, box and place on the plate of each cell.",
         ),
     ],
     out: Annotated[
@@ -61,7 +63,7 @@ def export(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> int:
-    """Write label images as TIFF, COCO or a Kaggle submission.
+    """Write label images as TIFF, COCO, a Kaggle submission or a table of cells.
 
     Fields whose label image is not finished are listed and left out, and the
     exit code is 1 then. An output appears when it is complete.
@@ -70,6 +72,7 @@ def export(
         cellseg export emb.zarr --format label-tiff --out labels/
         cellseg export emb.zarr --format coco --out cells.json
         cellseg export emb.zarr --format kaggle --out submission.csv
+        cellseg export emb.zarr --format table --out cells.parquet
     """
     from cellseg_cli.pipeline.export import Export, export_store
 

@@ -13,19 +13,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cellseg_cli.config import ClusterSettings, RunSettings
 from cellseg_cli.errors import StoreError
+from cellseg_cli.pipeline.carriers import carrier
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
 from cellseg_cli.pipeline.labelling import Labeller
-from cellseg_cli.pipeline.plan import of_part, plan_clustering
+from cellseg_cli.pipeline.plan import of_part, plan_clustering, retrying
 from cellseg_cli.pipeline.record import Record
 from cellseg_cli.pipeline.settings import CellTypes, FieldSettings, settings_of_fields
+from cellseg_cli.pipeline.sinks import LabelSink, StoreLabels
 from cellseg_cli.pipeline.stage import dry_summary, planned, run_stage
-from cellseg_cli.pipeline.stream import Produced, Stop, worker_count
-from cellseg_cli.pipeline.tiles import Tiles, check_whole, cluster_tiles
+from cellseg_cli.pipeline.stream import Clock, Produced, Stop, Use
+from cellseg_cli.pipeline.tiles import Place, Tiles, check_whole, cluster_tiles
 from cellseg_cli.store import FieldRow, Store
 
-_LABEL_BYTES = 4  # uint32
+LABEL_BYTES = 4  # uint32
 
 
 def cluster_store(
@@ -70,9 +74,11 @@ def cluster_store(
     chosen = settings_of_fields(store, settings, types, [row.id for row in fields])
     for note in chosen.notes:
         emit(Noted("cluster", note))
-    how = _How(chosen, Tiles.of(settings), Labeller.on(run.device, chosen.overall.method))
+    how = How(chosen, Tiles.of(settings), Labeller.on(run.device, chosen.overall.method))
     plan = plan_clustering(of_part(fields, run.part), how.identity, store, redo=run.overwrite)
-    emit(planned(plan, "cluster", store.path, _LABEL_BYTES, dry_run=run.dry_run))
+    if run.retry_failed:
+        plan = retrying(plan, store, "cluster")
+    emit(planned(plan, "cluster", store.path, LABEL_BYTES, dry_run=run.dry_run))
     if run.dry_run:
         return dry_summary(plan, "cluster")
     told: dict[str, Any] = {"cell_type": types.everywhere, "types": types.table}
@@ -80,16 +86,14 @@ def cluster_store(
     record = Record("cluster", run.part, {**asdict(chosen.overall), **told, **asdict(run)}, plan)
     record.model = store.attributes.get("embed", {}).get("model")
     record.device = how.labeller.device
-    record.workers = worker_count(run.workers)
-
-    def work(row: FieldRow, mark: str, stop: Stop) -> Produced:
-        return _cluster_field(row, mark, store, stop, how)
-
-    return run_stage(store, plan, record, work, emit)
+    with carrier(run, run.device, lambda line: emit(Noted("cluster", line))) as by:
+        place = store if by.here else store.absolute()
+        work = ClusterWork(place, how, StoreLabels(place))
+        return run_stage(store, plan, record, work, by, emit)
 
 
 @dataclass(frozen=True)
-class _How:
+class How:
     """The settings of every field, how large ones are cut, and where labels are made."""
 
     chosen: FieldSettings
@@ -102,31 +106,115 @@ class _How:
         return asdict(settings) | self.tiles.identity(row, settings)
 
 
-def _cluster_field(row: FieldRow, mark: str, store: Store, stop: Stop, how: _How) -> Produced:
-    """Read → cluster → write → mark, for one field, at once or tile by tile."""
-    settings, kind = how.chosen.of(row.id), how.chosen.kind
-    seams: dict[str, int] = {}
-    if tiling := how.tiles.for_field(row, settings):
-        made = cluster_tiles(row, store, kind, settings, tiling, stop.check)
-        instances = made.instances
-        seams = {"tiles": made.tiles, "redone": made.redone, "disputed": made.disputed}
-    else:
+@dataclass(frozen=True)
+class Labelled:
+    """What came of clustering a field: instances, and counts of tiles where it was cut."""
+
+    instances: int
+    seams: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class ClusterWork:
+    """What ``cluster`` does to a field: one task, since a large one is read tile by tile."""
+
+    store: Store
+    how: How
+    sink: LabelSink
+
+    def parts(self, row: FieldRow) -> int:
+        """No field has parts."""
+        del row
+        return 0
+
+    def whole(self, row: FieldRow, mark: str, stop: Stop) -> Produced:
+        """Read → cluster → write → mark, at once or tile by tile."""
+        clock = Clock()
+        made = self.label(row, stop, clock)
+        return self.mark(row, mark, made, clock)
+
+    def label(self, row: FieldRow, stop: Stop, clock: Clock) -> Labelled:
+        """Write the label image of a field that has its embedding in the store."""
+        settings, kind = self.how.chosen.of(row.id), self.how.chosen.kind
+        if tiling := self.how.tiles.for_field(row, settings):
+            place = Place(self.sink, stop.check)
+            with clock.on("cluster"):
+                made = cluster_tiles(row, self.store, kind, settings, tiling, place)
+            seams = {"tiles": made.tiles, "redone": made.redone, "disputed": made.disputed}
+            return Labelled(made.instances, seams)
         check_whole(row, settings)
-        instances = _cluster_whole(row, store, stop, how)
-    stop.check()
-    details = {"settings": how.identity(row), "instances": instances, **seams}
-    store.mark_done(row.id, "cluster", mark, details)
-    return Produced(row.pixels, instances, seams, _note(seams))
+        with clock.on("read"):
+            values, classes = self.store.read_embedding(row.id)
+        stop.check()
+        return self.label_whole(row, (values, classes), stop, clock)
 
+    def label_whole(
+        self,
+        row: FieldRow,
+        embedding: tuple[np.ndarray, np.ndarray | None],
+        stop: Stop,
+        clock: Clock,
+    ) -> Labelled:
+        """Write the label image of a field from its embedding and classes."""
+        chosen = self.how.chosen
+        with clock.on("cluster"):
+            labels = self.how.labeller.labels(*embedding, chosen.kind, chosen.of(row.id))
+        return self.write(row, labels, stop, clock)
 
-def _cluster_whole(row: FieldRow, store: Store, stop: Stop, how: _How) -> int:
-    """Write the label image of a field that fits in memory; the number of instances."""
-    embedding, classes = store.read_embedding(row.id)
-    stop.check()
-    labels = how.labeller.labels(embedding, classes, how.chosen.kind, how.chosen.of(row.id))
-    stop.check()
-    store.write_labels(row.id, labels)
-    return int(labels.max(initial=0))  # ids are 1 to n without gaps
+    def write(self, row: FieldRow, labels: np.ndarray, stop: Stop, clock: Clock) -> Labelled:
+        """Write the label image of a field."""
+        stop.check()
+        with clock.on("write"):
+            self.sink.write(row.id, labels)
+        return Labelled(int(labels.max(initial=0)), {})  # ids are 1 to n without gaps
+
+    def mark(self, row: FieldRow, mark: str, made: Labelled, clock: Clock) -> Produced:
+        """Say that the label image is there; what the run hears of it."""
+        details = {
+            "settings": self.how.identity(row),
+            "instances": made.instances,
+            **made.seams,
+        }
+        with clock.on("write"):
+            self.store.mark_done(row.id, "cluster", mark, details)
+        written = row.pixels * LABEL_BYTES
+        return Produced(
+            row.pixels,
+            made.instances,
+            made.seams,
+            _note(made.seams),
+            clock.seconds,
+            bytes_written=written,
+        )
+
+    def begin(self, row: FieldRow, mark: str, stop: Stop) -> Any:
+        """Never called."""
+        raise AssertionError((row.id, mark, stop))
+
+    def part(self, row: FieldRow, begun: Any, index: int, stop: Stop) -> Produced:
+        """Never called."""
+        raise AssertionError((row.id, begun, index, stop))
+
+    def finish(self, row: FieldRow, mark: str, begun: Any, stop: Stop) -> Produced:
+        """Never called."""
+        raise AssertionError((row.id, mark, begun, stop))
+
+    def is_done(self, row: FieldRow, mark: str) -> bool:
+        """Whether an earlier attempt has marked the field."""
+        return self.store.done_fingerprint(row.id, "cluster") == mark
+
+    def discard(self, field_id: str) -> None:
+        """Take the label image away, wherever it was written."""
+        self.store.clear(field_id, "cluster")
+        self.sink.remove(field_id)
+
+    def check_place(self) -> None:
+        """Raise StoreError where this process does not see the store."""
+        self.store.check_seen()
+
+    def use(self) -> Use:
+        """No network."""
+        return Use()
 
 
 def _note(seams: Mapping[str, int]) -> str | None:

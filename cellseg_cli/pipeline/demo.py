@@ -55,7 +55,7 @@ class DemoSettings:
         The plate, as :func:`cellseg_cli.images.synthetic.render_plate` takes it.
     model, device
         As in :class:`cellseg_cli.config.EmbedSettings`.
-    workers
+    threads
         Threads; 0 means one per core.
     """
 
@@ -65,7 +65,7 @@ class DemoSettings:
     size: tuple[int, int] = FIELD_SIZE
     model: str = "nuclei"
     device: str = "auto"
-    workers: int = 0
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,14 +137,14 @@ def demo(out: str | Path, settings: DemoSettings, *, emit: Emit, overwrite: bool
     with clock.stage("render"):
         plate = _rendered(out, settings, emit)
     store = out / "emb.zarr"
-    run = RunSettings(workers=settings.workers)
+    run = RunSettings(threads=settings.threads)
     with clock.stage("embed"):
         embedding = EmbedSettings(model=settings.model, device=settings.device)
         codes = [embed(plate.images, store, embedding, run, emit).exit_code]
     with clock.stage("cluster"):
         codes.append(cluster_store(store, ClusterSettings(), run, emit).exit_code)
     with clock.stage("evaluate"):
-        evaluation = evaluate(Comparison(store, plate.truth, workers=settings.workers))
+        evaluation = evaluate(Comparison(store, plate.truth, threads=settings.threads))
         codes.append(evaluation.exit_code)
     labels, coco, picture = out / "labels", out / "cells.json", out / "demo.png"
     with clock.stage("export"):

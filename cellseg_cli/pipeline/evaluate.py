@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,17 +25,27 @@ from cellseg_cli.evaluation.scores import (
     summarise,
     summarise_groups,
 )
-from cellseg_cli.evaluation.sides import Order, check_common, open_side, read_pair, read_truth
+from cellseg_cli.evaluation.sides import (
+    Order,
+    check_common,
+    open_side,
+    places_of,
+    read_pair,
+    read_truth,
+)
 from cellseg_cli.evaluation.tables import field_row, scores_document
 from cellseg_cli.images.annotations import Kind
 from cellseg_cli.instances import Instances
 from cellseg_cli.pipeline.events import Failure
-from cellseg_cli.pipeline.stream import Outcome, Produced, Stop, run_fields, worker_count
+from cellseg_cli.pipeline.stream import FieldWork, Outcome, Produced, Stop, thread_count
+from cellseg_cli.pipeline.threads import run_fields
 from cellseg_cli.store import FieldRow
 
 #: What becomes of a field that only one side has: ``fail`` lists it, ``zero`` scores a
 #: missing prediction as no cells, ``skip`` leaves it out.
 Missing = Literal["fail", "zero", "skip"]
+#: Columns of the table of fields that say where on a plate they were taken.
+PLACE = ("plate", "well", "field", "t", "channels")
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Comparison:
         ``FILE.csv:COLUMN`` texts, one for each grouping.
     missing
         What becomes of a field that only one side has.
-    workers
+    threads
         Threads; 0 means one per core.
     """
 
@@ -61,7 +71,7 @@ class Comparison:
     order: Order = "auto"
     groups: tuple[str, ...] = ()
     missing: Missing = "fail"
-    workers: int = 0
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,8 @@ class Evaluation:
         Fields that could not be read or compared.
     without_prediction, without_truth
         Ids of the fields that only one side has.
+    places
+        Plate, well, field, t and channels of the fields of which a side knows any, by id.
     """
 
     comparison: Comparison
@@ -88,6 +100,7 @@ class Evaluation:
     failed: tuple[Failure, ...]
     without_prediction: tuple[str, ...]
     without_truth: tuple[str, ...]
+    places: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
 
     @cached_property
     def overall(self) -> Scores | None:
@@ -99,6 +112,12 @@ class Evaluation:
         """The scores of each group of each grouping that has any field."""
         groupings = {n: summarise_groups(self.fields, of) for n, of in self.group_of.items()}
         return {name: groups for name, groups in groupings.items() if groups}
+
+    @cached_property
+    def place_columns(self) -> tuple[str, ...]:
+        """What is known of the place of at least one field."""
+        told = {name for place in self.places.values() for name in place}
+        return tuple(name for name in PLACE if name in told)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -131,18 +150,20 @@ def evaluate(comparison: Comparison) -> Evaluation:
     check_common((comparison.prediction, comparison.truth), (found, true))
     scored = sorted(true if comparison.missing == "zero" else found & true)
     tables = _tables(comparison.groups, scored)
-    fields, failed = _score_all(prediction, truth, scored, comparison.workers)
+    places = places_of(prediction, truth)
+    fields, failed = _score_all(prediction, truth, scored, comparison.threads)
     return Evaluation(
         comparison=comparison,
         fields=fields,
         group_of={
             "cell_type": groups_by_cell_type(truth, fields),
-            "plate": groups_by_plate(fields),
+            "plate": _plates(fields, places),
             **tables,
         },
         failed=failed,
         without_prediction=tuple(sorted(true - found)),
         without_truth=tuple(sorted(found - true)),
+        places=places,
     )
 
 
@@ -210,11 +231,22 @@ def _row(evaluation: Evaluation, field_id: str, score: FieldScore) -> dict[str, 
         name: "" if isinstance(value, float) and math.isnan(value) else value
         for name, value in field_row(score).items()
     }
-    return {"id": field_id, **groups, **values}
+    place = evaluation.places.get(field_id, {})
+    places = {name: place.get(name, "") for name in evaluation.place_columns}
+    return {"id": field_id, **places, **groups, **values}
+
+
+def _plates(
+    field_ids: Iterable[str], places: Mapping[str, Mapping[str, str | int]]
+) -> dict[str, str]:
+    """Return the plate of each field: what a store knows, else the first folder of its id."""
+    ids = list(field_ids)
+    known = {one: str(places[one]["plate"]) for one in ids if "plate" in places.get(one, {})}
+    return {**groups_by_plate(ids), **known}
 
 
 def _score_all(
-    prediction: Kind, truth: Kind, field_ids: Sequence[str], workers: int
+    prediction: Kind, truth: Kind, field_ids: Sequence[str], threads: int
 ) -> tuple[dict[str, FieldScore], tuple[Failure, ...]]:
     """Return the counts of each field and the failures, both sorted by id."""
     predicted = set(prediction.field_ids)
@@ -236,7 +268,7 @@ def _score_all(
             failed.append(outcome.failure)
 
     jobs = [(FieldRow(field_id, source=""), "") for field_id in field_ids]
-    run_fields(jobs, score, worker_count(workers), seen)
+    run_fields(jobs, FieldWork(score), thread_count(threads), seen)
     failures = tuple(sorted(failed, key=lambda failure: failure.field_id))
     return {field_id: scores[field_id] for field_id in sorted(scores)}, failures
 

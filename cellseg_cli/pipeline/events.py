@@ -54,7 +54,12 @@ class StagePlanned:
     """What the run is about to do; with ``dry_run`` the only event, and nothing was written.
 
     ``bytes_to_write`` is the size before compression, an upper bound;
-    ``free_bytes`` is what the disk of the store has left.
+    ``free_bytes`` is what the disk of the store has left.  ``tiles`` go through the network.
+
+    ``bytes_per_worker`` is the memory that a process takes at most, ``bytes_total`` that of all
+    processes on this machine, ``memory_bytes`` what they may take; ``memory_by`` says who
+    grants it.  ``seconds_estimated`` is known of dry runs only.  ``plates`` and ``wells`` are
+    counted where plates were recognised.
     """
 
     stage: str
@@ -66,17 +71,32 @@ class StagePlanned:
     bytes_to_write: int
     free_bytes: int
     dry_run: bool
+    tiles: int = 0
+    bytes_per_worker: int | None = None
+    bytes_total: int | None = None
+    memory_bytes: int | None = None
+    memory_by: str | None = None
+    seconds_estimated: float | None = None
+    plates: int = 0
+    wells: int = 0
 
 
 @dataclass(frozen=True)
 class StageStarted:
-    """Work begins on ``total`` fields; ``device`` is None for a stage without a network."""
+    """Work begins on ``total`` fields; ``device`` is None for a stage without a network.
+
+    ``unusable`` of them, told as failures before the first field, come on top of ``total``.
+    ``carried`` says in words by whom the work is done, such as ``2 processes of 4 threads``;
+    without it ``workers`` is the number of threads.
+    """
 
     stage: str
     total: int
     skipped: int
     workers: int
     device: str | None = None
+    unusable: int = 0
+    carried: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,15 +127,44 @@ class FieldFailed:
 
 
 @dataclass(frozen=True)
+class Beat:
+    """How busy the run is, told about once a second while fields are in flight.
+
+    ``in_flight`` of at most ``capacity`` fields are begun and not yet reported.
+    ``device_busy`` is the fraction of the time since the last beat, in [0, 1], that the
+    device was at work (the mean over several); None for a stage without a network.
+    """
+
+    stage: str
+    in_flight: int
+    capacity: int
+    device_busy: float | None = None
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """Where a browser shows what the workers do: the address of dask's dashboard."""
+
+    stage: str
+    address: str
+
+
+@dataclass(frozen=True)
 class StageFinished:
     """The end of a stage that was not interrupted.
 
     ``record`` is the path of the run record, None for a stage that keeps none.
+    ``pixels`` counts those of the fields that were done, 0 where nobody counted;
+    ``device_busy`` is the fraction of the stage's seconds that its devices were at work.
     """
 
     summary: Summary
     record: str | None = None
+    pixels: int = 0
+    device_busy: float | None = None
 
 
-Event: TypeAlias = StagePlanned | StageStarted | Noted | FieldDone | FieldFailed | StageFinished
+Event: TypeAlias = (
+    StagePlanned | StageStarted | Noted | Dashboard | Beat | FieldDone | FieldFailed | StageFinished
+)
 Emit: TypeAlias = Callable[[Event], None]

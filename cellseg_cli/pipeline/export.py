@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from cellseg_cli.errors import ConfigError, StoreError
-from cellseg_cli.exports import FieldInfo, Written, coco, kaggle, label_tiff
+from cellseg_cli.exports import FieldInfo, Written, coco, kaggle, label_tiff, table
 from cellseg_cli.exports.output import check_output_file, check_output_folder
 from cellseg_cli.images.discover import SUFFIXES
 from cellseg_cli.instances import Instances, instances_of_labels
@@ -33,7 +33,7 @@ from cellseg_cli.pipeline.events import (
 from cellseg_cli.runlength import Order
 from cellseg_cli.store import FieldRow, Store
 
-Format = Literal["label-tiff", "coco", "kaggle"]
+Format = Literal["label-tiff", "coco", "kaggle", "table"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Export:
     Attributes
     ----------
     format
-        ``label-tiff`` (a folder), ``coco`` or ``kaggle`` (a file each).
+        ``label-tiff`` (a folder), ``coco``, ``kaggle`` or ``table`` (a file each).
     out
         The folder or file.
     order
@@ -90,7 +90,7 @@ def export_store(path: str | Path, export: Export, emit: Emit) -> Exported:
         raise StoreError(f"{store.path} lists no fields: run cellseg embed first")
     emit(StageStarted("export", len(rows), 0, 1))
     failed: list[Failure] = []
-    fields = _finished(store, rows, failed, emit, scored=export.format == "coco")
+    fields = _finished(store, rows, failed, emit, scored=export.format in ("coco", "table"))
     first = next(fields, None)
     written = Written(0, 0) if first is None else _write(chain([first], fields), export)
     seconds = time.perf_counter() - began
@@ -102,8 +102,8 @@ def export_store(path: str | Path, export: Export, emit: Emit) -> Exported:
 def _check(export: Export) -> None:
     if export.order is not None and export.format != "kaggle":
         raise ConfigError(f"an order is for the format kaggle only, not for {export.format}")
-    check = check_output_folder if export.format == "label-tiff" else check_output_file
-    check(export.out, overwrite=export.overwrite)
+    checks = {"label-tiff": check_output_folder, "table": table.check_output}
+    checks.get(export.format, check_output_file)(export.out, overwrite=export.overwrite)
 
 
 def _refuse_inside(store: Store, out: Path) -> None:
@@ -117,8 +117,8 @@ def _write(fields: Iterable[tuple[FieldInfo, Instances]], export: Export) -> Wri
     if export.format == "kaggle":
         order = export.order or "row_major"
         return kaggle.write(fields, export.out, order=order, overwrite=export.overwrite)
-    write = coco.write if export.format == "coco" else label_tiff.write
-    return write(fields, export.out, overwrite=export.overwrite)
+    writers = {"label-tiff": label_tiff.write, "coco": coco.write, "table": table.write}
+    return writers[export.format](fields, export.out, overwrite=export.overwrite)
 
 
 def _finished(
@@ -139,7 +139,7 @@ def _finished(
         instances = instances_of_labels(labels)
         if scored:
             instances = replace(instances, scores=_scores(store, row, labels))
-        yield FieldInfo(row.id, _file_name(row), instances.shape), instances
+        yield _info(store, row, instances.shape), instances
         # The writer asks for the next field when this one is in its file.
         seconds = time.perf_counter() - began
         emit(FieldDone("export", row.id, seconds, labels.size, len(instances)))
@@ -176,6 +176,12 @@ def _scores(store: Store, row: FieldRow, labels: np.ndarray) -> tuple[float, ...
     areas = np.bincount(labels.ravel())
     ids = np.flatnonzero(areas[1:]) + 1
     return tuple(round(float(score), 4) for score in np.clip(sums[ids] / areas[ids], 0, 1))
+
+
+def _info(store: Store, row: FieldRow, shape: tuple[int, int]) -> FieldInfo:
+    channels = row.chosen_channels(store.attributes.get("embed", {}).get("channel"))
+    place = (row.plate, row.well, row.field, row.t)
+    return FieldInfo(row.id, _file_name(row), shape, *place, channels)
 
 
 def _file_name(row: FieldRow) -> str:

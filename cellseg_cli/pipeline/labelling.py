@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellseg_cli.clustering import Clustering, cluster
+from cellseg_cli.pipeline.gathering import Gathering, Waiting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -17,16 +22,16 @@ class Labeller:
     Attributes
     ----------
     device
-        ``cpu`` or ``cuda:I``.
+        ``cpu``; any other name is one of torch's.
     """
 
     device: str = "cpu"
-    # one pass at a time on an accelerator: two would only share it and its memory
-    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
-    def on(cls, wanted: str, method: str) -> Labeller:
+    def on(cls, wanted: str, method: str, *, or_cpu: bool = False) -> Labeller:
         """The labeller of a device; ``auto`` takes an accelerator if there is one that can.
+
+        With ``or_cpu`` a method that does not work on the accelerator works on the CPU.
 
         Raises
         ------
@@ -41,7 +46,7 @@ class Labeller:
         from cellseg_cli.networks.devices import resolve_device
 
         device = resolve_device(wanted)
-        if device.type == "cpu" or (wanted == "auto" and method not in METHODS):
+        if device.type == "cpu" or ((or_cpu or wanted == "auto") and method not in METHODS):
             return cls()
         check_method(method)
         return cls(str(device))
@@ -54,11 +59,22 @@ class Labeller:
             return cluster(values, kind=kind, settings=settings, classes=classes)
         import torch
 
-        from cellseg_cli.accelerator import cluster_batch
+        on_device = torch.from_numpy(values).to(self.device)
+        given = None if classes is None else torch.from_numpy(classes).to(self.device)
+        return self.labels_on_device(on_device, given, kind, settings)
 
-        with self._turn:
-            batch = torch.from_numpy(values)[None].to(self.device)
-            given = None if classes is None else torch.from_numpy(classes)[None].to(self.device)
-            made = cluster_batch(batch, kind=kind, settings=settings, classes=given)
-            labels: np.ndarray = made.of(0).cpu().numpy().astype(np.uint32)
-        return labels
+    def labels_on_device(
+        self, values: Tensor, classes: Tensor | None, kind: str, settings: Clustering
+    ) -> np.ndarray:
+        """The same from an embedding that lies on the device; (Y, X) uint32 in host memory."""
+        return _gathering(self.device).labels(Waiting(values, classes, kind, settings))
+
+
+_gatherings: dict[str, Gathering] = {}
+_lock = threading.Lock()
+
+
+def _gathering(device: str) -> Gathering:
+    """The one of this process for a device."""
+    with _lock:
+        return _gatherings.setdefault(device, Gathering())

@@ -1,7 +1,7 @@
-"""Which fields a run is to do: pure decisions on rows, plus one look at each image's header.
+"""Which fields a run is to do: pure decisions on rows and on the marks of a store.
 
 A field is identified by its id, file size and modification time; content is
-not read, so that planning stays a matter of milliseconds a file.  The
+not read, so that planning stays a matter of a fraction of a millisecond a file.  The
 fingerprint of a field covers these and every setting that decides the output;
 it does not cover batch size, workers, device or part.
 
@@ -14,15 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from cellseg_cli.config import parse_part
-from cellseg_cli.errors import InputError, LimitError
-from cellseg_cli.images.decode import Planes, read_header
-from cellseg_cli.images.discover import Field
+from cellseg_cli.pipeline.calls import each
 from cellseg_cli.pipeline.events import Failure
-from cellseg_cli.store import FORMAT_VERSION, FieldRow, Stage, Store, refusal
+from cellseg_cli.store import FORMAT_VERSION, FieldRow, Stage, Store
 
 Item = TypeVar("Item")
 
@@ -62,25 +60,6 @@ def field_fingerprint(row: FieldRow, settings: Mapping[str, Any]) -> str:
     return fingerprint({**row.identity, "settings": settings})
 
 
-def survey(fields: Sequence[Field], planes: Planes) -> tuple[FieldRow, ...]:
-    """One row per field, from its header; where that cannot be read, the row holds the reason.
-
-    Raises
-    ------
-    InputError
-        Ids that cannot be groups of a store; all of them are counted, three are named.
-    """
-    refused = [(field.id, reason) for field in fields if (reason := refusal(field.id))]
-    if refused:
-        named = "; ".join(f"{field_id} ({reason})" for field_id, reason in refused[:3])
-        raise InputError(
-            f"{len(refused)} of {len(fields)} fields cannot be kept in a store under their id: "
-            f"{named}{'; ...' if len(refused) > 3 else ''}; rename them, or leave them out with "
-            "--exclude"
-        )
-    return tuple(_row(field, planes) for field in fields)
-
-
 def of_part(items: Sequence[Item], part: str | None) -> tuple[Item, ...]:
     """The items of part ``"i/n"``: every n-th, beginning with the i-th; all without a part.
 
@@ -97,7 +76,7 @@ def plan_embedding(
     """What is to be embedded; with ``redo`` everything, else what has no equal mark."""
     unusable = tuple(Failure(row.id, row.error) for row in rows if row.error)
     wanted = [(row, field_fingerprint(row, settings)) for row in rows if not row.error]
-    return _compared(wanted, unusable, store, "embed", redo=redo)
+    return _compared(wanted, unusable, store, "embed", redo=lambda _: redo)
 
 
 def plan_clustering(
@@ -114,8 +93,8 @@ def plan_clustering(
     """
     wanted, unusable = [], []
     identity = store.attributes.get("embed", {})
-    for row in rows:
-        embedded = store.done_fingerprint(row.id, "embed")
+    marks = _marks(store, rows, "embed")
+    for row, embedded in zip(rows, marks, strict=True):
         if embedded is None:
             known = row.error or store.failure(row.id, "embed")
             reason = f"not embedded: {known}" if known else "not embedded"
@@ -126,7 +105,35 @@ def plan_clustering(
         else:
             mark = fingerprint({"embedding": embedded, "settings": settings(row)})
             wanted.append((row, mark))
-    return _compared(wanted, tuple(unusable), store, "cluster", redo=redo)
+    return _compared(wanted, tuple(unusable), store, "cluster", redo=lambda _: redo)
+
+
+def plan_segmenting(
+    rows: Sequence[FieldRow],
+    identity: Mapping[str, Any],
+    settings: Callable[[FieldRow], Mapping[str, Any]],
+    store: Store | None,
+    *,
+    redo: Callable[[str], bool],
+) -> Plan:
+    """What is to be segmented: as if it were embedded and then clustered; the same marks.
+
+    ``redo`` says of the id of a finished field whether it is to be done again.
+    """
+    unusable = tuple(Failure(row.id, row.error) for row in rows if row.error)
+    wanted = []
+    for row in rows:
+        if not row.error:
+            embedded = field_fingerprint(row, identity)
+            mark = fingerprint({"embedding": embedded, "settings": settings(row)})
+            wanted.append((row, mark))
+    return _compared(wanted, unusable, store, "cluster", redo=redo)
+
+
+def retrying(plan: Plan, store: Store | None, stage: Stage) -> Plan:
+    """Of the fields of a plan that are to be done, those that failed when they were last tried."""
+    failed = store.failed_ids(stage) if store else frozenset()
+    return replace(plan, to_do=tuple(job for job in plan.to_do if job[0].id in failed))
 
 
 def _compared(
@@ -135,12 +142,12 @@ def _compared(
     store: Store | None,
     stage: Stage,
     *,
-    redo: bool,
+    redo: Callable[[str], bool],
 ) -> Plan:
     to_do, stale, skipped = [], [], []
-    for row, mark in wanted:
-        found = store.done_fingerprint(row.id, stage) if store else None
-        if found == mark and not redo:
+    marks = _marks(store, [row for row, _ in wanted], stage)
+    for (row, mark), found in zip(wanted, marks, strict=True):
+        if found == mark and not redo(row.id):
             skipped.append(row.id)
             continue
         to_do.append((row, mark))
@@ -149,22 +156,8 @@ def _compared(
     return Plan(tuple(to_do), tuple(stale), tuple(skipped), unusable)
 
 
-def _row(field: Field, planes: Planes) -> FieldRow:
-    # Absolute in messages too: the store keeps them, and later stages run from elsewhere.
-    path = field.path.absolute()
-    source = str(path)
-    try:
-        header = read_header(path, planes)
-    except (InputError, LimitError) as error:
-        return FieldRow(field.id, source, error=str(error))
-    height, width = header.shape
-    return FieldRow(
-        id=field.id,
-        source=source,
-        size_bytes=header.size_bytes,
-        mtime_ns=header.mtime_ns,
-        height=height,
-        width=width,
-        channels=header.channels,
-        dtype=header.dtype,
-    )
+def _marks(store: Store | None, rows: Sequence[FieldRow], stage: Stage) -> list[str | None]:
+    """The fingerprint that the stage of each field was finished with, or None."""
+    if store is None:
+        return [None] * len(rows)
+    return each(lambda row: store.done_fingerprint(row.id, stage), rows)

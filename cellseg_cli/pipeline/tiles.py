@@ -18,6 +18,7 @@ from cellseg_cli.clustering.large import LargeLabels, Tiling, cluster_in_tiles
 from cellseg_cli.clustering.seams import Region
 from cellseg_cli.config import ClusterSettings
 from cellseg_cli.errors import LimitError
+from cellseg_cli.pipeline.sinks import LabelSink
 from cellseg_cli.store import FieldRow, Store
 
 #: Fields of at most this many pixels are clustered whole.  The largest takes 1.2 GB by `seeds`
@@ -27,6 +28,14 @@ WHOLE_FIELD_PX = 4096 * 4096
 _TILE_PX = 2048
 #: A window grows to this many times its side: by default to that of a field clustered whole.
 _GROWTH = 2
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where label images go, and a function that raises when the run is ending."""
+
+    sink: LabelSink
+    check: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ def cluster_tiles(
     kind: str,
     settings: Clustering,
     tiling: Tiling,
-    check: Callable[[], None],
+    place: Place,
 ) -> LargeLabels:
     """Write the label image of a field, clustered in tiles; what is returned has no pixels left.
 
@@ -120,8 +129,9 @@ def cluster_tiles(
         As :func:`cellseg_cli.clustering.cluster` takes them.
     tiling
         How the field is cut.
-    check
-        Called between tiles; what it raises ends the work.
+    place
+        Where the label image goes, and what is called between tiles: what it raises ends the
+        work.
 
     Raises
     ------
@@ -147,12 +157,14 @@ def cluster_tiles(
 
     with store.scratch() as shelf:
         labels = cluster_in_tiles(
-            (height, width), look, tiling, shelf, min_area_px=settings.min_area_px, check=check
+            (height, width),
+            look,
+            tiling,
+            shelf,
+            min_area_px=settings.min_area_px,
+            check=place.check,
         )
-        with store.labels_writer(row.id, (height, width)) as writer:
-            for slab in writer.slabs:
-                check()
-                writer.write(slab, labels.region(slab))
+        place.sink.write_large(row.id, (height, width), labels, place.check)
     return labels
 
 

@@ -55,9 +55,17 @@ from cellseg_cli.pipeline.events import (
     Summary,
 )
 from cellseg_cli.pipeline.plan import plan_clustering
-from cellseg_cli.pipeline.record import peak_rss_bytes, versions
+from cellseg_cli.pipeline.record import versions
 from cellseg_cli.pipeline.settings import CellTypes, Sources, model_of
-from cellseg_cli.pipeline.stream import Outcome, Produced, Stop, run_fields, worker_count
+from cellseg_cli.pipeline.stream import (
+    FieldWork,
+    Outcome,
+    Produced,
+    Stop,
+    peak_rss_bytes,
+    thread_count,
+)
+from cellseg_cli.pipeline.threads import run_fields
 from cellseg_cli.pipeline.tiles import WHOLE_FIELD_PX
 from cellseg_cli.store import FieldRow, Store
 
@@ -181,7 +189,7 @@ def tune(
     settings
         What the user sets stays as it is; the rest is searched.
     run
-        ``workers``, ``overwrite`` (of `save`) and ``dry_run`` (nothing is written) are used.
+        ``threads``, ``overwrite`` (of `save`) and ``dry_run`` (nothing is written) are used.
     emit
         Who is told.
     types
@@ -202,7 +210,7 @@ def tune(
 
     Notes
     -----
-    The settings chosen depend neither on the number of workers nor on the order of fields.
+    The settings chosen depend neither on the number of threads nor on the order of fields.
     """
     began = time.perf_counter()
     store = Store.open(path)
@@ -215,7 +223,7 @@ def tune(
     fields = _annotated(store, tuning.truth, sources.kind)
     groups = _groups(fields, types)
     in_use = {name: sources.resolved(name) for name in groups if name in sources.known_types}
-    score = _scoring(fields, len(search.strides), run.workers, emit)
+    score = _scoring(fields, len(search.strides), run.threads, emit)
     best = choose(search, groups, score, in_use)
     if _ALL not in best:
         raise InputError(_nothing_scored(tuning.truth, fields))
@@ -298,9 +306,9 @@ def _groups(fields: _Annotated, types: CellTypes) -> dict[str, list[str]]:
     return groups
 
 
-def _scoring(fields: _Annotated, passes: int, workers: int, emit: Emit) -> Score:
+def _scoring(fields: _Annotated, passes: int, threads: int, emit: Emit) -> Score:
     """What scores fields, one pass after the other, on threads."""
-    count = worker_count(workers)
+    count = thread_count(threads)
     for failure in fields.failed:
         emit(FieldFailed("tune", failure))
     numbers = itertools.count(1)
@@ -323,7 +331,7 @@ def _scoring(fields: _Annotated, passes: int, workers: int, emit: Emit) -> Score
                 emit(FieldDone(stage, outcome.field_id, outcome.seconds, pixels))
 
         emit(StageStarted(stage, len(trials), 0, count))
-        run_fields([(fields.rows[one], "") for one in trials], work, count, seen)
+        run_fields([(fields.rows[one], "") for one in trials], FieldWork(work), count, seen)
         fields.tried.update(trial for one in found for trial in trials[one])
         return found
 
@@ -389,7 +397,7 @@ def _record(store: Store, settings: ClusterSettings, run: RunSettings, tuned: Tu
         "peak_rss_bytes": peak_rss_bytes(),
         "versions": versions(),
         "model_fingerprint": model_of(store),
-        "workers": worker_count(run.workers),
+        "threads": thread_count(run.threads),
         "settings": {**asdict(settings), **asdict(run)},
         **tuned.document,
     }

@@ -21,7 +21,7 @@ def test_both_stages_and_their_json(
 ) -> None:
     (plate / "bad.png").touch()
     embed = ["embed", str(plate), "--out", str(out), "--model", str(model), "--device", "cpu"]
-    embed += ["--workers", "2", "--batch-size", "2", "--tile", "256", "--set", "halo_px=32"]
+    embed += ["--threads", "2", "--batch-size", "2", "--tile", "256", "--set", "halo_px=32"]
     assert run([*embed, "--json", "--quiet"]) == 1
     told = capsys.readouterr()
     reason = f"{plate / 'bad.png'}: is empty (0 bytes)"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +16,6 @@ from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
 from cellseg_cli.store import Stage, Store
 
 FIELDS = [f"{'AB'[index % 2]}/f{index}" for index in range(6)]
-# A fork server imports torch once; its children start in milliseconds.
-FORKED = multiprocessing.get_context("forkserver") if sys.platform != "win32" else None
-pytestmark = pytest.mark.skipif(FORKED is None, reason="needs fork and SIGKILL")
-
-Spawn = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[Any]:
-    """The module of functions that run in a child process."""
-    assert FORKED is not None
-    folder = str(Path(__file__).parent)
-    sys.path.insert(0, folder)
-    import children
-
-    FORKED.set_forkserver_preload(
-        [
-            "cellseg_cli.pipeline.embed",
-            "cellseg_cli.pipeline.cluster",
-            "timm",
-            "dask.delayed",
-            "zarr",
-            "pyarrow.parquet",
-            "pydantic.dataclasses",
-        ]
-    )
-    yield children
-    sys.path.remove(folder)
-
-
-def start(function: Callable[..., None], *args: object) -> Any:
-    assert FORKED is not None
-    process = FORKED.Process(target=function, args=args)
-    process.start()
-    return process
-
-
-def end(process: Any) -> int:
-    process.join(60)
-    code: int = process.exitcode
-    process.close()
-    return code
 
 
 def marks(store: Path, stage: Stage) -> dict[str, int]:
@@ -93,14 +49,14 @@ def settings(model: Path) -> EmbedSettings:
 def undisturbed(children: Any, plate: Path, settings: EmbedSettings, tmp_path: Path) -> Path:
     """The store of one run without any trouble, embedded and clustered."""
     out = tmp_path / "undisturbed.zarr"
-    assert end(start(children.run_embed, plate, out, settings, RunSettings(workers=1))) == 0
-    assert end(start(children.run_cluster, out, ClusterSettings(), RunSettings(workers=1))) == 0
+    assert children.run(children.run_embed, plate, out, settings, RunSettings(threads=1)) == 0
+    assert children.run(children.run_cluster, out, ClusterSettings(), RunSettings(threads=1)) == 0
     assert any(Store.open(out).read_labels(name).any() for name in FIELDS)
     return out
 
 
 def kill_at_random(
-    begin: Callable[[], Any], store: Path, stage: Stage, generator: random.Random
+    children: Any, begin: Callable[[], Any], store: Path, stage: Stage, generator: random.Random
 ) -> None:
     """Kill a stage over and over, at most twelve times, and let it end."""
     for delay in [generator.uniform(0.05, 0.5) for _ in range(12)] + [60.0]:
@@ -108,7 +64,7 @@ def kill_at_random(
         process = begin()
         process.join(delay)
         process.kill()
-        code = end(process)
+        code = children.end(process)
         after = marks(store, stage)
         assert {name: after.get(name) for name in before} == before, "a finished field was redone"
         if code == 0:
@@ -122,28 +78,28 @@ def test_kill_at_random_moments(
     """Also, no field is redone: no mark changes once it is there."""
     generator = random.Random(0)
     out = tmp_path / "killed.zarr"
-    run = RunSettings(workers=2)
+    run = RunSettings(threads=2)
 
     def embed() -> Any:
-        return start(children.run_embed, plate, out, settings, run)
+        return children.start(children.run_embed, plate, out, settings, run)
 
     def cluster() -> Any:
-        return start(children.run_cluster, out, ClusterSettings(), run)
+        return children.start(children.run_cluster, out, ClusterSettings(), run)
 
-    kill_at_random(embed, out, "embed", generator)
-    kill_at_random(cluster, out, "cluster", generator)
+    kill_at_random(children, embed, out, "embed", generator)
+    kill_at_random(children, cluster, out, "cluster", generator)
     assert_equal_stores(out, undisturbed, labels=True)
 
 
 def test_kill_at_every_write_of_embed(
     children: Any, plate: Path, settings: EmbedSettings, undisturbed: Path, tmp_path: Path
 ) -> None:
-    run = RunSettings(workers=1)
+    run = RunSettings(threads=1)
     for number in range(1, 200, 5):
         out = tmp_path / f"{number}.zarr"
-        code = end(start(children.embed_until_sync, number, plate, out, settings, run))
+        code = children.run(children.embed_until_sync, number, plate, out, settings, run)
         before = marks(out, "embed")
-        assert end(start(children.run_embed, plate, out, settings, run)) == 0
+        assert children.run(children.run_embed, plate, out, settings, run) == 0
         after = marks(out, "embed")
         assert {name: after[name] for name in before} == before
         assert_equal_stores(out, undisturbed, labels=False)
@@ -155,15 +111,15 @@ def test_kill_at_every_write_of_embed(
 
 def test_kill_at_every_write_of_cluster(children: Any, undisturbed: Path, tmp_path: Path) -> None:
     """Beginning from label images of other settings, which must never be taken for new ones."""
-    old, run = ClusterSettings(min_area_px=9), RunSettings(workers=1)
+    old, run = ClusterSettings(min_area_px=9), RunSettings(threads=1)
     begun = tmp_path / "begun.zarr"
     shutil.copytree(undisturbed, begun)
-    assert end(start(children.run_cluster, begun, old, run)) == 0
+    assert children.run(children.run_cluster, begun, old, run) == 0
     for number in range(1, 200, 5):
         out = tmp_path / f"{number}.zarr"
         shutil.copytree(begun, out)
-        code = end(start(children.cluster_until_sync, number, out, ClusterSettings(), run))
-        assert end(start(children.run_cluster, out, ClusterSettings(), run)) == 0
+        code = children.run(children.cluster_until_sync, number, out, ClusterSettings(), run)
+        assert children.run(children.run_cluster, out, ClusterSettings(), run) == 0
         assert_equal_stores(out, undisturbed, labels=True)
         if code == 0:
             return
@@ -178,8 +134,8 @@ def test_parts_at_the_same_time_equal_one_run(
     for stage in ("embed", "cluster"):
         processes = []
         for index in (1, 2, 3):
-            run = RunSettings(workers=1, part=f"{index}/3")
+            run = RunSettings(threads=1, part=f"{index}/3")
             arguments = (plate, out, settings) if stage == "embed" else (out, ClusterSettings())
-            processes.append(start(getattr(children, f"run_{stage}"), *arguments, run))
-        assert [end(process) for process in processes] == [0, 0, 0]
+            processes.append(children.start(getattr(children, f"run_{stage}"), *arguments, run))
+        assert [children.end(process) for process in processes] == [0, 0, 0]
     assert_equal_stores(out, undisturbed, labels=True)

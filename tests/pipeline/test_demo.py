@@ -43,7 +43,7 @@ def small(model: Path, seed: int = 0) -> DemoSettings:
         size=(160, 192),
         model=str(model),
         device="cpu",
-        workers=1,
+        threads=1,
     )
 
 
@@ -245,10 +245,10 @@ def test_every_flag_reaches_the_call(
 ) -> None:
     calls = replayed(monkeypatch, finished[0])
     flags = (
-        "demo --out d --seed 5 --model m.safetensors --device cpu --workers 3 --overwrite --json"
+        "demo --out d --seed 5 --model m.safetensors --device cpu --threads 3 --overwrite --json"
     )
     assert run(flags.split()) == 0
-    settings = DemoSettings(seed=5, model="m.safetensors", device="cpu", workers=3)
+    settings = DemoSettings(seed=5, model="m.safetensors", device="cpu", threads=3)
     assert calls == [(Path("d"), settings, True)]
     shown = json.loads(capsys.readouterr().out)
     assert shown["nuclei"] == dict(finished[0].plate.nuclei)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,11 @@ LABELS = np.array([[0, 1, 1, 0], [2, 2, 0, 0], [0, 0, 0, 3]], dtype=np.uint32)
 NOTHING = np.zeros((3, 4), dtype=np.uint32)
 
 
-def store_of(path: Path, **labels: np.ndarray | None) -> Store:
+def store_of(
+    path: Path, attributes: dict[str, object] | None = None, **labels: np.ndarray | None
+) -> Store:
     """A store of fields p/NAME; None is a field that has no label image."""
-    store = Store.create(path, {})
+    store = Store.create(path, attributes or {})
     rows = [FieldRow(f"p/{name}", f"/images/p/{name}.ome.tif") for name in labels]
     store.write_fields(rows)
     for name, image in labels.items():
@@ -69,6 +72,28 @@ def test_file_names_keep_the_suffix_of_the_image(tmp_path: Path) -> None:
     export_store(store.path, Export("coco", tmp_path / "c.json"), ignore)
     document = json.loads((tmp_path / "c.json").read_text())
     assert [entry["file_name"] for entry in document["images"]] == ["p/a.ome.tif"]
+
+
+def test_the_place_on_a_plate_is_exported(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "emb.zarr", {"embed": {"channel": [1]}}, a=LABELS)
+    (row,) = store.fields()
+    place = {"plate": "P", "well": "B02", "field": "f001", "t": 0}
+    store.write_fields([replace(row, **place, channel_names=("FITC", "DAPI"))])
+    export_store(store.path, Export("coco", tmp_path / "c.json"), ignore)
+    (image,) = json.loads((tmp_path / "c.json").read_text())["images"]
+    assert [image[key] for key in ("plate", "well", "field", "t", "channels")] == [
+        "P",
+        "B02",
+        "f001",
+        0,
+        ["DAPI"],
+    ]
+    exported = export_store(store.path, Export("table", tmp_path / "c.csv"), ignore)
+    assert exported.written == Written(1, 3)
+    lines = (tmp_path / "c.csv").read_text().splitlines()
+    assert [line.split(",")[:7] for line in lines[1:]] == [
+        ["p/a", "P", "B02", "f001", "0", "DAPI", label] for label in ("1", "2", "3")
+    ]
 
 
 def test_unfinished_fields_are_listed(tmp_path: Path) -> None:
@@ -151,7 +176,7 @@ def test_the_command_lists_what_is_missing(tmp_path: Path, command) -> None:
     assert result.stdout == f"{out}: 1 field, 3 cells\n"
     *told, ending = result.stderr.splitlines()
     assert told == [
-        "export: 2 fields, 1 workers",
+        "export: 2 fields, 1 thread",
         f"cellseg: p/a: its label image is not finished: run cellseg cluster {store.path}",
     ]
     assert re.fullmatch(r"export: 1 done, 0 done before, 1 failed in \d+\.\d s", ending)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 from cellseg_cli.clustering import Clustering, cluster
 from cellseg_cli.clustering.settings import resolve
-from cellseg_cli.errors import ConfigError, DeviceError
+from cellseg_cli.errors import ConfigError, DeviceError, InputError
+from cellseg_cli.pipeline import gathering
+from cellseg_cli.pipeline.gathering import Waiting
 from cellseg_cli.pipeline.labelling import Labeller
 
 Field = Callable[..., np.ndarray]
@@ -46,6 +49,55 @@ def test_linkage_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) == (
         "linkage works on the CPU only; cluster there, or choose one of grid, seeds, watershed"
     )
+
+
+def test_fields_that_wait_together_are_labelled_as_each_alone(
+    ellipses: Field, spatial: Field
+) -> None:
+    """On torch's CPU backend: two shapes, one field that has a fault, sixteen threads."""
+    labeller = Labeller("cpu:0")
+    fields = [spatial(ellipses(seed)) for seed in range(12)]
+    fields += [np.ascontiguousarray(one[:, :40, :50]) for one in fields[:4]]
+    fields[5] = fields[5].copy()
+    fields[5][0, 3, 3] = np.nan
+
+    def labels(embedding: np.ndarray) -> np.ndarray | str:
+        try:
+            return labeller.labels(embedding, None, "spatial", SEEDS)
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(labels, fields))
+    fault = made.pop(5)
+    assert isinstance(fault, str)
+    assert fault.startswith("1 of ")
+    del fields[5]
+    for found, embedding in zip(made, fields, strict=True):
+        np.testing.assert_array_equal(found, cluster(embedding, kind="spatial"))
+        assert found.dtype == np.uint32
+
+
+def test_a_pass_without_memory_is_halved(
+    ellipses: Field, spatial: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes of more than two fields find no memory; a field alone says so."""
+    sizes = []
+
+    def pass_of(fields: list[Waiting]) -> None:
+        sizes.append(len(fields))
+        if len(fields) > 2:
+            raise torch.OutOfMemoryError("no room")
+        real(fields)
+
+    real = gathering._pass
+    monkeypatch.setattr(gathering, "_pass", pass_of)
+    embeddings = [spatial(ellipses(seed)) for seed in range(5)]
+    fields = [Waiting(torch.from_numpy(one), None, "spatial", SEEDS) for one in embeddings]
+    gathering._cluster(fields)
+    assert sizes == [5, 2, 3, 1, 2]
+    for one, embedding in zip(fields, embeddings, strict=True):
+        np.testing.assert_array_equal(one.labels, cluster(embedding, kind="spatial"))
 
 
 @pytest.mark.gpu

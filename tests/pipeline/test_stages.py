@@ -29,10 +29,11 @@ from cellseg_cli.errors import (
 from cellseg_cli.pipeline.cluster import cluster_store
 from cellseg_cli.pipeline.embed import embed
 from cellseg_cli.pipeline.events import Event, FieldDone, StagePlanned, Summary
+from cellseg_cli.pipeline.lines import read_lines
 from cellseg_cli.store import Store
 
 GOOD = ["A/f0", "A/f2", "A/f4", "B/f1", "B/f3", "B/f5"]
-ONE = RunSettings(workers=1)
+ONE = RunSettings(threads=1)
 
 
 def ignore(event: Event) -> None:
@@ -64,10 +65,11 @@ def marked(out: Path, stage: str) -> dict[str, int]:
 
 
 def record_of(out: Path) -> dict[str, Any]:
-    """The newest run record."""
-    newest = max((out / ".cellseg/runs").iterdir())
+    """The newest run record, with what came of each field under ``fields``."""
+    newest = max((out / ".cellseg/runs").glob("*.json"))
     document: dict[str, Any] = json.loads(newest.read_text())
-    return document
+    lines = read_lines(newest.parent / document["fields"])
+    return {**document, "fields": {line["field"]: line for line in lines}}
 
 
 def reasons(summary: Summary) -> dict[str, str]:
@@ -129,7 +131,7 @@ def spoil(plate: Path) -> dict[str, str]:
 
 def test_bad_files_fail_alone(plate: Path, out: Path, settings: EmbedSettings) -> None:
     expected = spoil(plate)
-    summary = embed(plate, out, settings, RunSettings(workers=2), ignore)
+    summary = embed(plate, out, settings, RunSettings(threads=2), ignore)
     assert (summary.done, summary.skipped) == (6, 0)
     assert summary.exit_code is ExitCode.SOME_FAILED
     found = reasons(summary)
@@ -142,7 +144,7 @@ def test_bad_files_fail_alone(plate: Path, out: Path, settings: EmbedSettings) -
     assert {name for name, fate in told["fields"].items() if fate["outcome"] == "done"} == {*GOOD}
     assert {name: told["fields"][name]["reason"] for name in found} == found
 
-    clustered = cluster_store(out, ClusterSettings(), RunSettings(workers=2), ignore)
+    clustered = cluster_store(out, ClusterSettings(), RunSettings(threads=2), ignore)
     assert (clustered.done, clustered.exit_code) == (6, ExitCode.SOME_FAILED)
     assert list(reasons(clustered)) == sorted(expected)
     assert reasons(clustered) == {name: f"not embedded: {why}" for name, why in found.items()}
@@ -211,8 +213,8 @@ def test_a_second_run_does_nothing(plate: Path, out: Path, settings: EmbedSettin
     cluster_store(out, ClusterSettings(), ONE, ignore)
     before = marked(out, "embed"), marked(out, "cluster")
     other_pace = replace(settings, batch_size=2)
-    again = embed(plate, out, other_pace, RunSettings(workers=3), ignore)
-    clustered = cluster_store(out, ClusterSettings(), RunSettings(workers=3), ignore)
+    again = embed(plate, out, other_pace, RunSettings(threads=3), ignore)
+    clustered = cluster_store(out, ClusterSettings(), RunSettings(threads=3), ignore)
     assert (again.done, again.skipped, again.exit_code) == (0, 6, ExitCode.DONE)
     assert (clustered.done, clustered.skipped) == (0, 6)
     assert (marked(out, "embed"), marked(out, "cluster")) == before
@@ -306,11 +308,11 @@ def test_labels_do_not_depend_on_workers_batch_or_order(
     one, many, listed = (tmp_path / f"{name}.zarr" for name in ("one", "many", "listed"))
     embed(plate, one, settings, ONE, ignore)
     cluster_store(one, ClusterSettings(), ONE, ignore)
-    embed(plate, many, replace(settings, batch_size=1), RunSettings(workers=4), ignore)
-    cluster_store(many, ClusterSettings(), RunSettings(workers=4), ignore)
+    embed(plate, many, replace(settings, batch_size=1), RunSettings(threads=4), ignore)
+    cluster_store(many, ClusterSettings(), RunSettings(threads=4), ignore)
     (plate / "list.txt").write_text("".join(f"{name}.png\n" for name in reversed(GOOD)))
     for part in ("2/2", "1/2"):
-        run = RunSettings(workers=2, part=part)
+        run = RunSettings(threads=2, part=part)
         embed(plate / "list.txt", listed, settings, run, ignore)
         cluster_store(listed, ClusterSettings(), run, ignore)
     first = arrays_of(one)
@@ -463,11 +465,12 @@ def test_the_record_says_what_ran_and_nothing_secret(
     plate: Path, out: Path, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVICE_TOKEN", "hunter2")
-    embed(plate, out, settings, RunSettings(workers=2, part="1/2"), ignore)
+    embed(plate, out, settings, RunSettings(threads=2, part="1/2"), ignore)
     told = record_of(out)
-    (path,) = (out / ".cellseg/runs").iterdir()
+    path, lines = sorted((out / ".cellseg/runs").iterdir(), reverse=True)
     assert path.name.endswith(f"-embed-part1of2-{os.getpid()}.json")
-    assert "hunter2" not in path.read_text()
+    assert lines.name.endswith(f"-embed-part1of2-{os.getpid()}.fields.jsonl")
+    assert "hunter2" not in path.read_text() + lines.read_text()
     assert (told["stage"], told["part"], told["ended"]) == ("embed", "1/2", "finished")
     assert (told["device"], told["workers"]) == ("cpu", 2)
     assert told["model_fingerprint"] == Store.open(out).attributes["embed"]["model"]
@@ -475,4 +478,4 @@ def test_the_record_says_what_ran_and_nothing_secret(
     assert {"python", "cellseg", "numpy", "torch", "zarr", "dask"} <= told["versions"].keys()
     assert told["peak_rss_bytes"] > 10**7
     # by id: A/f0 A/f2 A/f4 B/f1 B/f3 B/f5; part 1 of 2 begins with the first
-    assert list(told["fields"]) == ["A/f0", "A/f4", "B/f3"]
+    assert sorted(told["fields"]) == ["A/f0", "A/f4", "B/f3"]

@@ -13,7 +13,8 @@ from cellseg_cli.config import RunSettings
 from cellseg_cli.errors import ConfigError, ExitCode, InputError, StoreWriteError
 from cellseg_cli.pipeline.events import Failure, Summary
 from cellseg_cli.pipeline.plan import of_part
-from cellseg_cli.pipeline.stream import WINDOW, Outcome, Produced, Stop, run_fields, worker_count
+from cellseg_cli.pipeline.stream import FieldWork, Outcome, Produced, Stop, thread_count
+from cellseg_cli.pipeline.threads import WINDOW, run_fields
 from cellseg_cli.store import FieldRow
 
 
@@ -21,8 +22,8 @@ def jobs(count: int) -> list[tuple[FieldRow, str]]:
     return [(FieldRow(f"f{index:04}", "/nowhere"), "print") for index in range(count)]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_every_field_once_and_never_more_than_workers(workers: int) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_field_once_and_never_more_than_threads(threads: int) -> None:
     """More than two windows, so that their borders are crossed."""
     lock = threading.Lock()
     running = most = 0
@@ -38,10 +39,10 @@ def test_every_field_once_and_never_more_than_workers(workers: int) -> None:
         return Produced(pixels=1)
 
     seen: list[Outcome] = []
-    todo = jobs(2 * WINDOW * workers + 1)
-    run_fields(todo, work, workers, seen.append)
+    todo = jobs(2 * WINDOW * threads + 1)
+    run_fields(todo, FieldWork(work), threads, seen.append)
     assert sorted(outcome.field_id for outcome in seen) == [row.id for row, _ in todo]
-    assert most <= workers
+    assert most <= threads
 
 
 def test_a_failing_field_is_an_outcome() -> None:
@@ -55,7 +56,7 @@ def test_a_failing_field_is_an_outcome() -> None:
         return Produced(pixels=7)
 
     seen: list[Outcome] = []
-    run_fields(jobs(5), work, 2, seen.append)
+    run_fields(jobs(5), FieldWork(work), 2, seen.append)
     reasons = {one.field_id: one.failure.reason for one in seen if one.failure}
     assert reasons == {
         "f0001": "too dark",
@@ -66,8 +67,8 @@ def test_a_failing_field_is_an_outcome() -> None:
     assert bug and bug.traceback and 'raise ZeroDivisionError("a bug")' in bug.traceback
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_a_full_disk_ends_the_run_once(workers: int) -> None:
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_full_disk_ends_the_run_once(threads: int) -> None:
     """The other fields are not failed one after another, and what ended is reported."""
     begun = []
 
@@ -81,10 +82,10 @@ def test_a_full_disk_ends_the_run_once(workers: int) -> None:
 
     seen: list[Outcome] = []
     with pytest.raises(StoreWriteError, match=r"^full$"):
-        run_fields(jobs(200), work, workers, seen.append)
-    assert len(begun) < 5 + 2 * workers
+        run_fields(jobs(200), FieldWork(work), threads, seen.append)
+    assert len(begun) < 5 + 2 * threads
     assert all(outcome.produced for outcome in seen)
-    assert 4 - workers < len(seen) < len(begun)
+    assert 4 - threads < len(seen) < len(begun)
 
 
 def test_an_interrupt_keeps_what_has_ended() -> None:
@@ -102,15 +103,15 @@ def test_an_interrupt_keeps_what_has_ended() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_fields(jobs(100), work, 2, interrupt_after_three)
+        run_fields(jobs(100), FieldWork(work), 2, interrupt_after_three)
     assert sorted(finished) == sorted(outcome.field_id for outcome in seen)
     assert len(finished) < 100
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("field")]
 
 
-def test_worker_count() -> None:
-    assert worker_count(3) == 3
-    assert worker_count(RunSettings().workers) >= 1
+def test_thread_count() -> None:
+    assert thread_count(3) == 3
+    assert thread_count(RunSettings().threads) >= 1
 
 
 @given(count=st.integers(0, 50), parts=st.integers(1, 9))

@@ -24,13 +24,15 @@ from cellseg_cli.pipeline import tiles
 from cellseg_cli.pipeline.cluster import cluster_store
 from cellseg_cli.pipeline.embed import embed
 from cellseg_cli.pipeline.events import Event, Noted
+from cellseg_cli.pipeline.lines import read_lines
 from cellseg_cli.pipeline.plan import field_fingerprint
-from cellseg_cli.pipeline.tiles import WHOLE_FIELD_PX, Tiles, cluster_tiles
+from cellseg_cli.pipeline.sinks import StoreLabels
+from cellseg_cli.pipeline.tiles import WHOLE_FIELD_PX, Place, Tiles, cluster_tiles
 from cellseg_cli.store import FieldRow, Store
 
 Field = Callable[..., np.ndarray]
 
-ONE = RunSettings(workers=1)
+ONE = RunSettings(threads=1)
 SMALL = ClusterSettings(tile_px=96, overlap_px=24)
 
 
@@ -66,10 +68,11 @@ def scratch_of(store: Store) -> list[Path]:
 
 
 def record_of(store: Store) -> dict[str, Any]:
-    """The newest run record."""
-    newest = max((store.path / ".cellseg/runs").iterdir())
+    """The newest run record, with what came of each field under ``fields``."""
+    newest = max((store.path / ".cellseg/runs").glob("*.json"))
     document: dict[str, Any] = json.loads(newest.read_text())
-    return document
+    lines = read_lines(newest.parent / document["fields"])
+    return {**document, "fields": {line["field"]: line for line in lines}}
 
 
 # ------------------------------------------------------------------- equal to whole
@@ -258,7 +261,8 @@ def test_an_interrupt_leaves_no_scratch_and_no_mark(store: Store) -> None:
     how = resolve(Clustering(), "spatial")
     tiling = Tiles.of(SMALL).tiling
     with pytest.raises(KeyboardInterrupt):
-        cluster_tiles(row, store, "spatial", how, tiling, stop_at_the_fifth)
+        place = Place(StoreLabels(store), stop_at_the_fifth)
+        cluster_tiles(row, store, "spatial", how, tiling, place)
     assert calls == 5
     assert scratch_of(store) == []
     assert not store.has("large", "cluster")

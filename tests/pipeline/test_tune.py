@@ -119,8 +119,8 @@ def mean_aps(store: Path, truth: Path, names: tuple[str, ...], settings: Cluster
     copy = store.parent / "scored.zarr"
     shutil.copytree(store, copy)
     given = {k: v for k, v in asdict(settings).items() if v is not None}
-    cluster_store(copy, ClusterSettings(**given), RunSettings(workers=1), lambda event: None)
-    result = evaluate(Comparison(copy, truth, missing="skip", workers=1))
+    cluster_store(copy, ClusterSettings(**given), RunSettings(threads=1), lambda event: None)
+    result = evaluate(Comparison(copy, truth, missing="skip", threads=1))
     shutil.rmtree(copy)
     return sum(np.mean(choice.measures(result.fields[name]).ap) for name in names) / len(names)
 
@@ -165,7 +165,7 @@ def test_neither_workers_nor_types_move_the_choice(store: Path, truth: Path, typ
     dry = RunSettings(dry_run=True)
     one = tune(store, Tuning(truth), ClusterSettings(), dry, lambda event: None)
     for workers in (1, 3):
-        run = RunSettings(workers=workers, dry_run=True)
+        run = RunSettings(threads=workers, dry_run=True)
         events: list[object] = []
         other = tune(
             store, Tuning(truth), ClusterSettings(), run, events.append, CellTypes(table=types)
@@ -235,7 +235,7 @@ def test_another_method(store: Path, truth: Path, told: Message) -> None:
 
 @pytest.mark.usefixtures("few")
 def test_the_whole_output(store: Path, truth: Path, types: str, told: Message) -> None:
-    code, out, err = told("cluster", store, "--tune", truth, "--types", types, "--workers", "1")
+    code, out, err = told("cluster", store, "--tune", truth, "--types", types, "--threads", "1")
     assert code == 0
     table = [line.split() for line in out.splitlines()]
     assert " ".join(table[0]) == (
@@ -246,7 +246,7 @@ def test_the_whole_output(store: Path, truth: Path, types: str, told: Message) -
     assert table[3] == ["dim", "2", "0.000", "1.000", "seeds", "0.2", "0.3", "4"]
     lines = err.splitlines()
     record = max((store / ".cellseg/runs").glob("*-tune-*"))
-    assert lines[0] == "tune, pass 1 of 3: 4 fields, 1 workers"
+    assert lines[0] == "tune, pass 1 of 3: 4 fields, 1 thread"
     rest = [line for line in lines if not line.startswith("tune, pass ")]
     assert rest[0].startswith("tune: 4 done, 0 done before, 0 failed in ")
     assert rest[0].endswith(f" s; record: {record}")
@@ -254,7 +254,7 @@ def test_the_whole_output(store: Path, truth: Path, types: str, told: Message) -
         f"tune: settings written to {store / '.cellseg/tuned.toml'}",
         "cluster: the settings for all are taken for fields of types without settings of their "
         "own (other: 1)",
-        "cluster: 5 fields, 1 workers on cpu",
+        "cluster: 5 fields, 1 thread on cpu",
     ]
     content = json.loads(record.read_text())
     assert (content["stage"], content["trials"], content["model_fingerprint"]) == (
@@ -267,7 +267,7 @@ def test_the_whole_output(store: Path, truth: Path, types: str, told: Message) -
 @pytest.mark.usefixtures("few")
 def test_json(store: Path, truth: Path, types: str, told: Message) -> None:
     code, out, err = told(
-        *("cluster", store, "--tune", truth, "--types", types, "--json", "-q", "--workers", "1")
+        *("cluster", store, "--tune", truth, "--types", types, "--json", "-q", "--threads", "1")
     )
     result = json.loads(out)
     tuned = result["tuned"]
@@ -313,7 +313,7 @@ def test_later_runs_find_the_settings(store: Path, truth: Path, types: str, told
     assert result["skipped"] == 2 + (overall == DIM)
     assert set(map(str, settings_of(store).values())) == {str(DIM)}
     # no types: the settings for all
-    code, _, err = told("cluster", store, "--workers", "1")
+    code, _, err = told("cluster", store, "--threads", "1")
     assert (code, err.splitlines()[0]) == (
         0,
         "cluster: settings that are not given are those tuned on this store, "

@@ -1,0 +1,156 @@
+"""What a network takes: bytes by a pass that computes nothing, seconds by a short real one.
+
+Only plans need these; nothing here changes what a run gives.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cellseg_cli.networks import resnet
+from cellseg_cli.networks.architecture import Architecture, Embedder
+from cellseg_cli.networks.devices import computes_bf16
+from cellseg_cli.networks.predict import Predictor
+from cellseg_cli.pipeline.budget import NetworkNeeds
+
+#: Side of the window that bytes are counted on: what does not grow with it is small there.
+COUNTED_PX = 512
+#: Side of the first, short window in time; a 3 s calibration of slow networks stays there.
+SHORT_PX = 256
+#: Of a process that builds its encoder by timm: 1.14 GB at the peak instead of 0.89 GB, on the
+#: same four fields of 520×704 px.
+TIMM_BYTES = 260_000_000
+#: Seconds of passes that are timed, and the most that one of them may take.
+TIMED_S = 1.5
+
+
+def network_needs(architecture: Architecture, device: torch.device) -> NetworkNeeds:
+    """Return what a network of this architecture takes on a device.
+
+    Notes
+    -----
+    The network is run on PyTorch's ``meta`` device, which has shapes but no values, and the
+    storages that are alive at the same time are added up.  What the kernels need for
+    themselves is not seen.  The bundled model: 334 bytes a pixel in bfloat16, 668 in float32.
+    """
+    dtype = torch.bfloat16 if computes_bf16(device) else torch.float32
+    with torch.device("meta"):
+        model = Embedder(architecture, trained=True).eval().to(dtype)
+        shape = (1, architecture.in_channels, COUNTED_PX, COUNTED_PX)
+        images = torch.empty(shape, dtype=dtype)
+    plain = architecture.encoder in resnet.BLOCKS and architecture.levels <= len(resnet.WIDTHS)
+    weights = sum(one.numel() for one in (*model.parameters(), *model.buffers()))
+    return NetworkNeeds(
+        loaded_bytes=weights * 4 + (0 if plain else TIMM_BYTES),
+        bytes_per_px=peak_bytes(model, images) / COUNTED_PX**2,
+        in_channels=architecture.in_channels,
+        components=len(architecture.channels),
+        classes=3 if architecture.classes_head else 0,
+    )
+
+
+@torch.inference_mode()
+def peak_bytes(model: Callable[[Tensor], Any], images: Tensor) -> int:
+    """Return the most bytes of tensors that a model makes and that are alive at one time."""
+    with _Alive() as alive:
+        model(images)
+    return alive.peak
+
+
+class _Alive(TorchDispatchMode):
+    """Adds up the bytes of every storage that is made, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run one operation, and count what it returns."""
+        del types
+        made = function(*args, **(kwargs or {}))
+        before = {
+            leaf.untyped_storage()._cdata
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        }
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in before:
+                self._count(leaf.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def seconds_per_megapixel(predictor: Predictor, *, tile_px: int, threads: int) -> float:
+    """Return the seconds that a megapixel takes in the network, ``threads`` fields at a time.
+
+    Parameters
+    ----------
+    predictor
+        Of the run.
+    tile_px
+        Side of the windows that will go through, pixels.
+    threads
+        As many are used here, since they share caches and memory.
+
+    Notes
+    -----
+    On noise; the network takes the same time for everything.  About two seconds, unless the
+    first short window alone takes longer.
+    """
+    short = min(SHORT_PX, tile_px)
+    _rate(predictor, short, threads, 0.0)  # kernels are chosen in the first pass
+    seconds = _rate(predictor, short, threads, 0.0)
+    if seconds * tile_px**2 * threads / 1e6 <= TIMED_S:
+        short = tile_px
+    return _rate(predictor, short, threads, TIMED_S)
+
+
+def _rate(predictor: Predictor, side_px: int, threads: int, seconds: float) -> float:
+    """Seconds per megapixel, of at least one window per thread and for about ``seconds``."""
+    shape = (predictor.header.in_channels, side_px, side_px)
+    image = np.random.default_rng(0).random(shape, np.float32)
+    barrier = threading.Barrier(threads)
+
+    def passes() -> tuple[float, float, int]:
+        barrier.wait()
+        began, count = time.perf_counter(), 0
+        while count == 0 or time.perf_counter() - began < seconds:
+            predictor.embed(image)
+            count += 1
+        return began, time.perf_counter(), count
+
+    with ThreadPoolExecutor(threads) as pool:
+        done = [one.result() for one in [pool.submit(passes) for _ in range(threads)]]
+    # each thread's own rate: the last one to end may have had the machine for itself
+    megapixels_per_s = sum(count / (end - began) for began, end, count in done)
+    return 1.0 / (megapixels_per_s * side_px**2 / 1e6)

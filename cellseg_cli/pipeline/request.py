@@ -1,0 +1,285 @@
+"""What a run on images asks for, and the store that is to answer to it.
+
+A store holds what one model made of one choice of planes; a run that asks for something else, or
+for other images under the same ids, is refused.  Both ``embed`` and ``segment`` begin here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cellseg_cli import __version__
+from cellseg_cli.config import EmbedSettings, RunSettings
+from cellseg_cli.errors import StoreError
+from cellseg_cli.images.decode import Planes
+from cellseg_cli.images.discover import Field, discover
+from cellseg_cli.networks.checkpoint import (
+    ModelHeader,
+    bundled_models,
+    find_model,
+    fingerprint,
+    read_header,
+)
+from cellseg_cli.networks.devices import resolve_device
+from cellseg_cli.networks.predict import check_tiling
+from cellseg_cli.pipeline.carriers import Carrier, is_here
+from cellseg_cli.pipeline.embedding import Network, slabs_of
+from cellseg_cli.pipeline.events import Emit, Noted
+from cellseg_cli.pipeline.plan import Plan
+from cellseg_cli.pipeline.stream import thread_count
+from cellseg_cli.store import FieldRow, Stage, Store
+
+#: What a store keeps of a field.
+Keeps = Literal["embeddings", "labels"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What decides the output, read from the model file before any weight is loaded.
+
+    Attributes
+    ----------
+    path, header
+        Of the model.
+    planes
+        What to take of a stack.
+    keeps
+        What the store is to keep.
+    attributes
+        Of the root of the store.
+    """
+
+    path: Path
+    header: ModelHeader
+    planes: Planes
+    keeps: Keeps
+    attributes: Mapping[str, Any]
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The settings that fingerprints cover."""
+        identity: Mapping[str, Any] = self.attributes["embed"]
+        return identity
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model file."""
+        return str(self.identity["model"])
+
+    @property
+    def stage(self) -> Stage:
+        """The stage whose mark says that a field is there."""
+        return "embed" if self.keeps == "embeddings" else "cluster"
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Of an embedding before compression: float16 components, three uint8 classes."""
+        classes = 3 if self.header.architecture.classes_head else 0
+        return 2 * len(self.header.channels) + classes
+
+    def network(self, settings: EmbedSettings, *, claims: bool) -> Network:
+        """What the processes of the run load; ``claims`` as in :class:`Network`."""
+        bundled = settings.model in bundled_models()  # installed elsewhere on other machines
+        path = Path(settings.model) if bundled else self.path.absolute()
+        return Network(path, self.fingerprint, settings, self.planes, claims)
+
+
+def requested(source: str | Path, settings: EmbedSettings, keeps: Keeps) -> Request:
+    """What is asked for, by the model's header.
+
+    Raises
+    ------
+    CheckpointError
+        No such model, or not one of ours.
+    ConfigError
+        Tiles that do not fit the network, or planes that cannot be.
+    """
+    path = find_model(settings.model)
+    header = read_header(path)
+    stride = header.architecture.stride
+    check_tiling(stride, settings.tile_px, settings.halo_px, settings.batch_size)
+    identity = {
+        "model": fingerprint(path),
+        "channel": None if settings.channel is None else list(settings.channel),
+        "z": settings.z,
+        "t": settings.t,
+        "tile_px": settings.tile_px,
+        "halo_px": settings.halo_px,
+    }
+    attributes = {
+        "made_by": f"cellseg {__version__}",
+        "source": str(Path(source).absolute()),
+        "keeps": keeps,
+        "embed": identity,
+        "model": {
+            "name": header.name,
+            "kind": header.kind,
+            "channels": list(header.channels),
+            "classes": header.architecture.classes_head,
+            "low_percentile": header.low_percentile,
+            "high_percentile": header.high_percentile,
+        },
+        "cluster": header.cluster,
+    }
+    planes = Planes(settings.channel, settings.z, settings.t)
+    return Request(path, header, planes, keeps, attributes)
+
+
+def found_fields(
+    source: str | Path, settings: EmbedSettings, planes: Planes, stage: str, emit: Emit
+) -> tuple[Field, ...]:
+    """The fields of a source; what was grouped and what was left out by rule is noted.
+
+    Raises
+    ------
+    InputError, ConfigError
+        As :func:`cellseg_cli.images.discover.discover`.
+    """
+    found = discover(
+        source,
+        include=settings.include,
+        exclude=settings.exclude,
+        pattern=settings.pattern,
+        planes=planes,
+    )
+    for line in found.notes:
+        emit(Noted(stage, line))
+    return found.fields
+
+
+def known_rows(store: Store | None, request: Request) -> Mapping[str, FieldRow]:
+    """What the store knows of fields whose planes were chosen as they are now, by id."""
+    if store is None:
+        return {}
+    made = store.attributes.get("embed", {})
+    same = all(made.get(name) == request.identity[name] for name in ("channel", "z", "t"))
+    return {row.id: row for row in store.fields()} if same else {}
+
+
+def check_same(store: Store, request: Request, rows: Sequence[FieldRow]) -> None:
+    """Refuse a store that was made otherwise, or of other images.
+
+    Raises
+    ------
+    StoreError
+        Says what differs.
+    """
+    kept = store.attributes.get("keeps", "embeddings")
+    if kept != request.keeps:
+        advice = "cellseg cluster works on it" if kept == "embeddings" else "cellseg segment did"
+        raise StoreError(
+            f"{store.path} is a store of {kept} ({advice}), not one of {request.keeps}; choose "
+            "another --out"
+        )
+    _refuse_other_settings(store, request)
+    _refuse_other_images(store, request, rows)
+
+
+def _refuse_other_settings(store: Store, request: Request) -> None:
+    made, wanted = store.attributes.get("embed", {}), request.identity
+    names = {"model": (store.attributes.get("model", {}).get("name"), request.header.name)}
+    differences = []
+    for key, value in wanted.items():
+        if made.get(key) != value:
+            before, now = (_shown(one) for one in (made.get(key), value))
+            if key == "model":
+                before, now = (
+                    f"{name} ({shown[:8]})"
+                    for name, shown in zip(names[key], (before, now), strict=True)
+                )
+            differences.append(f"{key} was {before} and is now {now}")
+    if differences:
+        verb = "embed" if request.keeps == "embeddings" else "segment"
+        raise StoreError(
+            f"{store.path} was made with other settings: {', '.join(differences)}; "
+            f"choose another --out, or --overwrite to {verb} every field anew"
+        )
+
+
+def _refuse_other_images(store: Store, request: Request, rows: Sequence[FieldRow]) -> None:
+    """Raise StoreError where another root would silently replace fields of the same id.
+
+    Images that changed in the place they came from are simply redone, and the
+    same images in another place (a copy, another mount) resume.
+    """
+    if store.attributes.get("source") == request.attributes["source"]:
+        return
+    known = {row.id: row for row in store.fields()}
+    clashes = [row.id for row in rows if row.id in known and _differ(known[row.id], row)]
+    if clashes:
+        raise StoreError(
+            f"{store.path} holds fields of {store.attributes.get('source')}; {len(clashes)} of "
+            f"{request.attributes['source']} have the same id but are other files, such as "
+            f"{clashes[0]}; choose another --out, or --overwrite to replace them"
+        )
+
+
+def _differ(one: FieldRow, other: FieldRow) -> bool:
+    return one.identity != other.identity
+
+
+def _shown(value: object) -> str:
+    return "unset" if value is None else str(value)
+
+
+def prepared(
+    store: Store | None, out: Path, request: Request, rows: Sequence[FieldRow], *, overwrite: bool
+) -> Store:
+    """The store with its attributes and the list of fields of this run.
+
+    Fields of earlier runs that this one does not select stay listed while they
+    are done; ``overwrite`` removes them.  Parts that start together write
+    the same bytes here.
+    """
+    earlier = {row.id: row for row in store.fields()} if store else {}
+    if store is None or overwrite:
+        store = Store.create(out, request.attributes, overwrite=True)
+    selected = {row.id for row in rows}
+    others = [row for row in earlier.values() if row.id not in selected]
+    for row in others if overwrite else ():
+        store.clear(row.id, "embed")  # and what was made of it
+    kept = [] if overwrite else [row for row in others if store.has(row.id, request.stage)]
+    listed = [*(_remembered(row, earlier.get(row.id)) for row in rows), *kept]
+    store.write_fields(listed)
+    store.write_plates(listed)
+    return store
+
+
+def _remembered(row: FieldRow, earlier: FieldRow | None) -> FieldRow:
+    """The row; where the image cannot be read any more, the row of when it could."""
+    return earlier if row.error and earlier else row
+
+
+def filling(run: RunSettings, network: Network, plan: Plan) -> RunSettings:
+    """The settings of a run in this process with as many threads as fill its accelerator.
+
+    What the user has set stays; on the CPU there is a thread for each core.
+    """
+    small = [row for row, _ in plan.to_do if not slabs_of(row)]
+    if run.threads or not is_here(run) or not small:
+        return run
+    shape, _ = Counter((row.height or 1, row.width or 1) for row in small).most_common(1)[0]
+    wanted = network.predictor.fields_at_once(shape)
+    return replace(run, threads=max(thread_count(0), wanted))
+
+
+def run_device(network: Network, by: Carrier) -> str | None:
+    """On what the network of a run computes; None where only its workers know.
+
+    In this process the network is loaded, so that one that cannot be ends the run and not every
+    field.
+
+    Raises
+    ------
+    DeviceError
+        The device is not there.
+    CheckpointError
+        The model cannot be loaded.
+    """
+    if by.here:
+        return network.predictor.device
+    return str(resolve_device(network.settings.device)) if by.local else None

@@ -1,0 +1,234 @@
+"""Images to label images in one stream: what ``embed`` and ``cluster`` give, without embeddings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from cellseg_cli.cli.app import run as run_cli
+from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
+from cellseg_cli.errors import ConfigError, OutputExistsError, StoreError
+from cellseg_cli.images.decode import Planes
+from cellseg_cli.networks.checkpoint import fingerprint
+from cellseg_cli.pipeline.cluster import ClusterWork, How, cluster_store
+from cellseg_cli.pipeline.embed import embed
+from cellseg_cli.pipeline.embedding import EmbedWork, Network
+from cellseg_cli.pipeline.events import Event, Noted, Summary
+from cellseg_cli.pipeline.export import Export, export_store
+from cellseg_cli.pipeline.labelling import Labeller
+from cellseg_cli.pipeline.segment import STATE, SegmentSettings, SegmentWork, segment
+from cellseg_cli.pipeline.settings import CellTypes, settings_of_fields
+from cellseg_cli.pipeline.sinks import StoreLabels
+from cellseg_cli.pipeline.stream import Stop
+from cellseg_cli.pipeline.tiles import Tiles
+from cellseg_cli.store import Store
+
+ONE = RunSettings(threads=1)
+#: Small enough that a field of 4200 px is cut into many tiles by both stages.
+CUT = ClusterSettings(tile_px=512, overlap_px=32)
+
+
+@pytest.fixture(scope="module")
+def settings(model: Path) -> EmbedSettings:
+    return EmbedSettings(model=str(model), device="cpu", tile_px=256, halo_px=32)
+
+
+def ignore(event: Event) -> None:
+    """Take an event and do nothing."""
+
+
+def expected(plate: Path, out: Path, settings: EmbedSettings, how: ClusterSettings) -> Store:
+    """The store that the two stages make, one after the other."""
+    assert embed(plate, out, settings, ONE, ignore).exit_code == 0
+    assert cluster_store(out, how, ONE, ignore).exit_code == 0
+    return Store.open(out)
+
+
+def segmented(
+    plate: Path,
+    out: Path,
+    settings: EmbedSettings,
+    how: ClusterSettings = ClusterSettings(),
+    run: RunSettings = ONE,
+) -> Summary:
+    return segment(plate, out, SegmentSettings(settings, how), run, ignore)
+
+
+def test_equal_to_embed_and_cluster(
+    long_plate: Path, settings: EmbedSettings, tmp_path: Path
+) -> None:
+    """As TIFF files and as a store, with a field in parts; no embedding is left."""
+    both = expected(long_plate, tmp_path / "both.zarr", settings, CUT)
+    for out in (tmp_path / "labels", tmp_path / "labels.zarr"):
+        summary = segmented(long_plate, out, settings, CUT, RunSettings(threads=2))
+        assert (summary.done, summary.failed) == (7, ())
+    state, kept = Store.open(tmp_path / "labels" / STATE), Store.open(tmp_path / "labels.zarr")
+    for row in both.fields():
+        labels = both.read_labels(row.id)
+        assert labels.any()
+        np.testing.assert_array_equal(kept.read_labels(row.id), labels)
+        written = tifffile.imread(tmp_path / "labels" / f"{row.id}.tif")
+        assert written.dtype == np.uint16
+        np.testing.assert_array_equal(written, labels)
+        for store in (state, kept):
+            assert store.mark(row.id, "cluster") == both.mark(row.id, "cluster")
+            assert not store.has(row.id, "embed")
+    for store in (state, kept):
+        assert not list(store.path.rglob("embedding"))
+        assert not list((store.path / ".cellseg/tmp").iterdir())
+    names = {path.relative_to(tmp_path / "labels").as_posix() for path in tifs(tmp_path)}
+    assert names == {f"{row.id}.tif" for row in both.fields()}
+
+
+def tifs(folder: Path) -> list[Path]:
+    return [path for path in (folder / "labels").rglob("*.tif") if path.is_file()]
+
+
+def test_a_second_run_does_what_is_missing(
+    plate: Path, settings: EmbedSettings, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels"
+    assert segmented(plate, out, settings).done == 6
+    again = segmented(plate, out, settings)
+    assert (again.done, again.skipped) == (0, 6)
+    (out / "A/f0.tif").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tifs(tmp_path)}
+    third = segmented(plate, out, settings)
+    assert (third.done, third.skipped) == (1, 5)
+    assert (out / "A/f0.tif").is_file()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_other_settings_of_clustering_replace_the_label_images(
+    plate: Path, settings: EmbedSettings, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels"
+    segmented(plate, out, settings)
+    other = ClusterSettings(min_area_px=60)
+    both = expected(plate, tmp_path / "both.zarr", settings, other)
+    assert segmented(plate, out, settings, other).done == 6
+    for row in both.fields():
+        written = tifffile.imread(out / f"{row.id}.tif")
+        np.testing.assert_array_equal(written, both.read_labels(row.id))
+
+
+def test_overwriting_takes_away_what_is_not_selected(
+    plate: Path, settings: EmbedSettings, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels"
+    segmented(plate, out, settings)
+    run = replace(ONE, overwrite=True)
+    assert segmented(plate, out, replace(settings, include=("A/*",)), run=run).done == 3
+    assert sorted(path.name for path in tifs(tmp_path)) == ["f0.tif", "f2.tif", "f4.tif"]
+
+
+def test_what_is_refused(plate: Path, settings: EmbedSettings, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.doc").write_text("dear")
+    with pytest.raises(OutputExistsError) as caught:
+        segmented(plate, foreign, settings)
+    assert str(caught.value) == (
+        f"{foreign} holds files that cellseg segment did not make; choose another --out"
+    )
+    with pytest.raises(ConfigError, match="is a file; give a folder, or a name that ends in"):
+        segmented(plate, foreign / "thesis.doc", settings)
+    embeddings = tmp_path / "emb.zarr"
+    embed(plate, embeddings, settings, ONE, ignore)
+    with pytest.raises(StoreError) as refused:
+        segmented(plate, embeddings, settings)
+    assert str(refused.value) == (
+        f"{embeddings} is a store of embeddings (cellseg cluster works on it), not one of labels; "
+        "choose another --out"
+    )
+    out = tmp_path / "labels"
+    segmented(plate, out, settings)
+    with pytest.raises(StoreError, match="halo_px was 32 and is now 64; choose another --out"):
+        segmented(plate, out, replace(settings, halo_px=64))
+
+
+def test_bad_fields_fail_alone(plate: Path, settings: EmbedSettings, tmp_path: Path) -> None:
+    (plate / "A/f0.png").write_bytes((plate / "A/f0.png").read_bytes()[:400])
+    cv2.imwrite(str(plate / "A/flat.png"), np.full((32, 32), 9, np.uint8))
+    summary = segmented(plate, tmp_path / "labels", settings)
+    reasons = {one.field_id: one.reason for one in summary.failed}
+    assert set(reasons) == {"A/f0", "A/flat"}
+    assert reasons["A/flat"] == "the image is constant: every pixel is 9"
+    assert (summary.done, summary.exit_code) == (5, 1)
+    assert not (tmp_path / "labels/A/flat.tif").exists()
+    only = segmented(plate, tmp_path / "labels", settings, run=replace(ONE, retry_failed=True))
+    assert (only.done, len(only.failed)) == (0, 2)
+
+
+def test_the_store_of_labels_exports(plate: Path, settings: EmbedSettings, tmp_path: Path) -> None:
+    out = tmp_path / "labels.zarr"
+    segmented(plate, out, settings)
+    made = export_store(out, Export("coco", tmp_path / "cells.json"), ignore)
+    assert made.summary.exit_code == 0
+    document = json.loads((tmp_path / "cells.json").read_text())
+    count = sum(int(Store.open(out).read_labels(row.id).max()) for row in Store.open(out).fields())
+    assert len(document["annotations"]) == count > 0
+    told = cluster_store(out, ClusterSettings(), ONE, ignore)
+    assert {one.reason for one in told.failed} == {"not embedded"}
+
+
+def test_on_a_device_the_labels_are_the_same(
+    plate: Path, model: Path, settings: EmbedSettings, tmp_path: Path
+) -> None:
+    """The way of an accelerator, on torch's CPU backend: the embedding stays in tensors."""
+    both = expected(plate, tmp_path / "both.zarr", settings, ClusterSettings())
+    out = Store.create(tmp_path / "device.zarr", dict(both.attributes) | {"keeps": "labels"})
+    chosen = settings_of_fields(out, ClusterSettings(), CellTypes(), [])
+    how = How(chosen, Tiles.of(ClusterSettings()), Labeller("cpu:0"))
+    network = Network(model, fingerprint(model), settings, Planes())
+    work = SegmentWork(EmbedWork(out, network), ClusterWork(out, how, StoreLabels(out)))
+    for row in both.fields():
+        work.whole(row, "mark", Stop())
+        np.testing.assert_array_equal(out.read_labels(row.id), both.read_labels(row.id))
+
+
+def test_what_the_command_says(
+    plate: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "labels"
+    command = ["segment", str(plate), "--out", str(out), "--model", str(model), "--device", "cpu"]
+    command += ["--threads", "1", "--set", "halo_px=32", "--set", "embed.tile_px=256"]
+    assert run_cli([*command, "--json"]) == 0
+    told = capsys.readouterr()
+    result = json.loads(told.out)
+    assert result.pop("seconds") > 0
+    assert result == {
+        "stage": "segment",
+        "store": str(out),
+        "dry_run": False,
+        "done": 6,
+        "skipped": 0,
+        "failed": [],
+    }
+    lines = told.err.splitlines()
+    assert lines[0] == "segment: 6 fields, 1 thread on cpu"
+    assert lines[-1].startswith("segment: 6 done, 0 done before, 0 failed in ")
+    assert run_cli([*command, "--set", "tile_px=64"]) == 2
+    assert capsys.readouterr().err == (
+        "cellseg: --set tile_px: say embed.tile_px or cluster.tile_px; both have it\n"
+    )
+
+
+def test_notes_reach_the_user(plate: Path, settings: EmbedSettings, tmp_path: Path) -> None:
+    """Types without settings of their own are said, as by cluster."""
+    table = tmp_path / "types.csv"
+    ids = [f"{'AB'[index % 2]}/f{index}" for index in range(6)]
+    table.write_text("id,kind\n" + "".join(f"{one},x\n" for one in ids))
+    seen: list[Event] = []
+    wanted = SegmentSettings(settings, types=CellTypes(table=f"{table}:kind"))
+    segment(plate, tmp_path / "labels", wanted, ONE, seen.append)
+    notes = [one.text for one in seen if isinstance(one, Noted)]
+    assert notes == [
+        "the settings for all are taken for fields of types without settings of their own (x: 6)"
+    ]
