@@ -429,6 +429,9 @@ def _validated(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
+        for fault in error.errors():
+            if isinstance(own := fault.get("ctx", {}).get("error"), ConfigError):
+                raise own from error  # two settings that do not go together
         faults = "; ".join(
             f"{fault['loc'][0]}={fault['input']!r}: {fault['msg']}" for fault in error.errors()
         )

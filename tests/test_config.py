@@ -53,7 +53,7 @@ def test_all_unknown_keys_are_named_at_once() -> None:
         settings_from(EmbedSettings, sets=["tiles=3", "bacth=1"])
     assert str(error.value) == (
         "unknown setting bacth, tiles; known: batch_size, channel, device, exclude, halo_px, "
-        "include, model, t, tile_px, z"
+        "include, model, pattern, t, tile_px, z"
     )
 
 
@@ -70,8 +70,8 @@ def test_all_bad_values_are_named_at_once() -> None:
     ("text", "message"),
     [
         ("[embed\n", "is not valid TOML"),
-        ("[embbed]\nz = 1\n", "has unknown tables embbed; known: cluster, embed, train, tuned"),
-        ("[export]\n", "has unknown tables export; known: cluster, embed, train, tuned"),
+        ("[embbed]\nz = 1\n", "has unknown tables embbed; known: cluster, embed, run, train, tuned"),
+        ("[export]\n", "has unknown tables export; known: cluster, embed, run, train, tuned"),
         ("embed = 3\n", "embed must be a table [embed], got 3"),
     ],
 )

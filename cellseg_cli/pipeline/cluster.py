@@ -19,12 +19,13 @@ from cellseg_cli.config import ClusterSettings, RunSettings
 from cellseg_cli.errors import StoreError
 from cellseg_cli.pipeline.carriers import carrier
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
+from cellseg_cli.pipeline.forecast import clustering_forecast, planned
 from cellseg_cli.pipeline.labelling import Labeller
 from cellseg_cli.pipeline.plan import of_part, plan_clustering, retrying
 from cellseg_cli.pipeline.record import Record
 from cellseg_cli.pipeline.settings import CellTypes, FieldSettings, settings_of_fields
 from cellseg_cli.pipeline.sinks import LabelSink, StoreLabels
-from cellseg_cli.pipeline.stage import dry_summary, planned, run_stage
+from cellseg_cli.pipeline.stage import dry_summary, run_stage
 from cellseg_cli.pipeline.stream import Clock, Produced, Stop, Use
 from cellseg_cli.pipeline.tiles import Place, Tiles, check_whole, cluster_tiles
 from cellseg_cli.store import FieldRow, Store
@@ -78,9 +79,10 @@ def cluster_store(
     plan = plan_clustering(of_part(fields, run.part), how.identity, store, redo=run.overwrite)
     if run.retry_failed:
         plan = retrying(plan, store, "cluster")
-    emit(planned(plan, "cluster", store.path, LABEL_BYTES, dry_run=run.dry_run))
+    forecast = clustering_forecast(plan, store, run, how)
+    told_first = planned(plan, "cluster", store.path, forecast, emit, dry_run=run.dry_run)
     if run.dry_run:
-        return dry_summary(plan, "cluster")
+        return dry_summary(plan, told_first)
     told: dict[str, Any] = {"cell_type": types.everywhere, "types": types.table}
     told |= {"tile_px": settings.tile_px, "overlap_px": settings.overlap_px}
     record = Record("cluster", run.part, {**asdict(chosen.overall), **told, **asdict(run)}, plan)

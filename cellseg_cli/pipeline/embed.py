@@ -15,6 +15,7 @@ from cellseg_cli.config import EmbedSettings, RunSettings
 from cellseg_cli.pipeline.carriers import carrier, is_remote
 from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
+from cellseg_cli.pipeline.forecast import embedding_forecast, planned
 from cellseg_cli.pipeline.plan import of_part, plan_embedding, retrying
 from cellseg_cli.pipeline.record import Record
 from cellseg_cli.pipeline.request import (
@@ -26,7 +27,7 @@ from cellseg_cli.pipeline.request import (
     requested,
     run_device,
 )
-from cellseg_cli.pipeline.stage import dry_summary, planned, run_stage
+from cellseg_cli.pipeline.stage import dry_summary, run_stage
 from cellseg_cli.pipeline.stream import thread_count
 from cellseg_cli.pipeline.survey import survey
 from cellseg_cli.store import Store
@@ -74,11 +75,12 @@ def embed(
     plan = plan_embedding(of_part(rows, run.part), request.identity, store, redo=run.overwrite)
     if run.retry_failed:
         plan = retrying(plan, store, "embed")
-    emit(planned(plan, "embed", out, request.bytes_per_pixel, dry_run=run.dry_run))
-    if run.dry_run:
-        return dry_summary(plan, "embed")
     network = request.network(settings, claims=is_remote(run))
     run = filling(run, network, plan)
+    forecast = embedding_forecast(plan, request, settings, run)
+    told = planned(plan, "embed", out, forecast, emit, dry_run=run.dry_run)
+    if run.dry_run:
+        return dry_summary(plan, told)
     with carrier(run, settings.device, lambda line: emit(Noted("embed", line))) as by:
         device = run_device(network, by) if plan.to_do else None  # before anything is written
         record = Record("embed", run.part, {**asdict(settings), **asdict(run)}, plan)

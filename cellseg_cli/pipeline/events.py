@@ -26,7 +26,8 @@ class Failure:
 class Summary:
     """What came of one stage, over the fields of this run (of this part, if it is one).
 
-    ``planned`` counts the fields that a dry run would do; 0 after a real run.
+    ``planned`` counts the fields that a dry run would do, and ``forecast`` says what it would
+    need; 0 and None after a real run.
     """
 
     stage: str
@@ -35,6 +36,7 @@ class Summary:
     failed: tuple[Failure, ...]
     seconds: float
     planned: int = 0
+    forecast: StagePlanned | None = None
 
     @property
     def exit_code(self) -> ExitCode:

@@ -75,12 +75,6 @@ class Request:
         """The stage whose mark says that a field is there."""
         return "embed" if self.keeps == "embeddings" else "cluster"
 
-    @property
-    def bytes_per_pixel(self) -> int:
-        """Of an embedding before compression: float16 components, three uint8 classes."""
-        classes = 3 if self.header.architecture.classes_head else 0
-        return 2 * len(self.header.channels) + classes
-
     def network(self, settings: EmbedSettings, *, claims: bool) -> Network:
         """What the processes of the run load; ``claims`` as in :class:`Network`."""
         bundled = settings.model in bundled_models()  # installed elsewhere on other machines
@@ -245,7 +239,8 @@ def prepared(
     kept = [] if overwrite else [row for row in others if store.has(row.id, request.stage)]
     listed = [*(_remembered(row, earlier.get(row.id)) for row in rows), *kept]
     store.write_fields(listed)
-    store.write_plates(listed)
+    if request.keeps == "embeddings":  # label images alone make no image of OME-Zarr
+        store.write_plates(listed)
     return store
 
 
@@ -261,6 +256,8 @@ def filling(run: RunSettings, network: Network, plan: Plan) -> RunSettings:
     """
     small = [row for row, _ in plan.to_do if not slabs_of(row)]
     if run.threads or not is_here(run) or not small:
+        return run
+    if resolve_device(network.settings.device).type == "cpu":
         return run
     shape, _ = Counter((row.height or 1, row.width or 1) for row in small).most_common(1)[0]
     wanted = network.predictor.fields_at_once(shape)

@@ -17,9 +17,10 @@ import numpy as np
 from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
 from cellseg_cli.errors import ConfigError, OutputExistsError
 from cellseg_cli.pipeline.carriers import carrier, is_remote
-from cellseg_cli.pipeline.cluster import LABEL_BYTES, ClusterWork, How
+from cellseg_cli.pipeline.cluster import ClusterWork, How
 from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
+from cellseg_cli.pipeline.forecast import planned, segmenting_forecast
 from cellseg_cli.pipeline.labelling import Labeller
 from cellseg_cli.pipeline.plan import of_part, plan_segmenting, retrying
 from cellseg_cli.pipeline.record import Record
@@ -34,7 +35,7 @@ from cellseg_cli.pipeline.request import (
 )
 from cellseg_cli.pipeline.settings import CellTypes, settings_of_fields
 from cellseg_cli.pipeline.sinks import FolderLabels, LabelSink, StoreLabels
-from cellseg_cli.pipeline.stage import dry_summary, planned, run_stage
+from cellseg_cli.pipeline.stage import dry_summary, run_stage
 from cellseg_cli.pipeline.stream import Clock, Produced, Stop, Use, thread_count
 from cellseg_cli.pipeline.survey import survey
 from cellseg_cli.pipeline.tiles import Tiles, check_whole
@@ -144,11 +145,12 @@ def segment(
     )
     if run.retry_failed:
         plan = retrying(plan, store, "cluster")
-    emit(planned(plan, "segment", Path(out), LABEL_BYTES, dry_run=run.dry_run))
-    if run.dry_run:
-        return dry_summary(plan, "segment")
     network = request.network(settings.embed, claims=is_remote(run))
     run = filling(run, network, plan)
+    forecast = segmenting_forecast(plan, request, settings.embed, run, how)
+    told = planned(plan, "segment", Path(out), forecast, emit, dry_run=run.dry_run)
+    if run.dry_run:
+        return dry_summary(plan, told)
     with carrier(run, settings.embed.device, lambda line: emit(Noted("segment", line))) as by:
         device = run_device(network, by) if plan.to_do else None  # before anything is written
         record = Record("segment", run.part, _told(settings, how, run), plan)

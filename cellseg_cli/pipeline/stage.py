@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from cellseg_cli.errors import StoreWriteError
@@ -39,28 +37,10 @@ class StageWork(Work, Protocol):
         """Take away what the stage has made of a field, finished or not; the mark goes first."""
 
 
-def planned(
-    plan: Plan, stage: str, out: Path, bytes_per_pixel: int, *, dry_run: bool
-) -> StagePlanned:
-    """What the run will do, as an event; ``bytes_per_pixel`` before compression."""
-    place = out.absolute()
-    existing = next(folder for folder in (place, *place.parents) if folder.exists())
-    return StagePlanned(
-        stage=stage,
-        store=str(out),
-        fields=plan.fields,
-        to_do=len(plan.to_do),
-        skipped=len(plan.skipped),
-        unusable=plan.unusable,
-        bytes_to_write=sum(row.pixels for row, _ in plan.to_do) * bytes_per_pixel,
-        free_bytes=shutil.disk_usage(existing).free,
-        dry_run=dry_run,
-    )
-
-
-def dry_summary(plan: Plan, stage: str) -> Summary:
+def dry_summary(plan: Plan, told: StagePlanned) -> Summary:
     """The summary of a dry run: nothing done; fields that are known to be unusable count."""
-    return Summary(stage, 0, len(plan.skipped), plan.unusable, 0.0, planned=len(plan.to_do))
+    skipped, to_do = len(plan.skipped), len(plan.to_do)
+    return Summary(told.stage, 0, skipped, plan.unusable, 0.0, planned=to_do, forecast=told)
 
 
 def run_stage(
