@@ -7,6 +7,11 @@ chunks of 256 × 256 px are read out of a shard one by one.
 Invariants: every shard is written, so that a missing one means damage and never zeros; chunks
 carry checksums.  Knows nothing of fields, marks or stages.
 
+Shards are read by zarr and written here, in the layout of its codec ``sharding_indexed``
+(zarr-specs, codec of that name, version 1.0).  zarr would give each chunk to other threads in
+several tasks of an event loop: with it, writing an embedding took 0.09 CPU seconds per
+megapixel, a fifth of what the network takes, against 0.03 now.
+
 Arrays that other programs wrote are read here too, by :func:`open_foreign`, by their own rules:
 there a missing chunk means the fill value.
 """
@@ -16,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import lzma
 import math
+import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +38,9 @@ if TYPE_CHECKING:
 
 CHUNK_PX = 256
 SHARD_PX = 4096
+
+#: What the index of a shard has for a chunk outside of the plane (zarr-specs).
+_ABSENT = 2**64 - 1
 
 #: Rows and columns of a plane.
 Region: TypeAlias = tuple[slice, slice]
@@ -57,8 +66,13 @@ _FAULTS = (
 def create(path: Path, shape: tuple[int, ...], dtype: type) -> zarr.Array[Any]:
     """A new array (Y, X) or (C, Y, X) at ``path``, without any shard yet."""
     import zarr
-    from zarr.codecs import ZstdCodec
+    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+    # the checksum makes silent damage an error, not other numbers
+    compressors: Any = ZstdCodec(level=1, checksum=True)
+    if np.dtype(dtype).kind == "f":
+        # a third of the time of Zstandard, and as small, since bits of equal rank lie together
+        compressors = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()
     rest = shape[:-2]
     shard = tuple(min(SHARD_PX, CHUNK_PX * max(1, math.ceil(n / CHUNK_PX))) for n in shape[-2:])
     return zarr.create_array(
@@ -68,8 +82,7 @@ def create(path: Path, shape: tuple[int, ...], dtype: type) -> zarr.Array[Any]:
         shards=(*rest, *shard),
         dtype=dtype,
         fill_value=0,
-        # the checksum makes silent damage an error, not other numbers
-        compressors=ZstdCodec(level=1, checksum=True),
+        compressors=compressors,
         dimension_names=("c", "y", "x")[-len(shape) :],
         # a missing shard must mean damage, not a shard of zeros
         config={"write_empty_chunks": True},
@@ -183,9 +196,9 @@ class SlabWriter:
         """
         assert slab in self.slabs
         with durable.writing(self._root):
-            for array, part in zip(self._arrays, values, strict=True):
+            for array, path, part in zip(self._arrays, self._paths, values, strict=True):
                 assert part.dtype == array.dtype
-                array[(..., *slab)] = part
+                _write_shard(array, path, slab, part)
 
     def __enter__(self) -> SlabWriter:
         return self
@@ -208,6 +221,72 @@ def _opened(path: Path) -> zarr.Array[Any]:
     # a missing shard must mean damage here too, see create()
     array = zarr.open_array(store=str(path), mode="r+")
     return array.with_config({"write_empty_chunks": True})
+
+
+def _write_shard(array: zarr.Array[Any], path: Path, slab: Region, values: np.ndarray) -> None:
+    """Write the values (..., y, x) of one slab as the file of its shard; it appears complete."""
+    assert array.shards is not None
+    rows, columns = (side // CHUNK_PX for side in array.shards[-2:])
+    place = [one.start // SHARD_PX for one in slab]
+    target = path.joinpath("c", *["0"] * (array.ndim - 2), *map(str, place))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{uuid.uuid4().hex}.partial")  # zarr's own name for it
+    try:
+        with partial.open("wb") as file:
+            file.writelines(_shard(values, (rows, columns), _encoder(array)))
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _shard(
+    values: np.ndarray, chunks: tuple[int, int], encode: Callable[[np.ndarray], bytes]
+) -> Iterator[bytes]:
+    """The parts of a shard's file: chunks row by row, then where each lies, and a checksum of that.
+
+    Chunks at the border are filled up with zeros; those outside of the values are left out.
+    """
+    import google_crc32c
+
+    index = np.full((*chunks, 2), _ABSENT, "<u8")  # where it begins, and how many bytes
+    chunk = np.empty((*values.shape[:-2], CHUNK_PX, CHUNK_PX), values.dtype.newbyteorder("<"))
+    end = 0
+    for row, top in enumerate(range(0, values.shape[-2], CHUNK_PX)):
+        for column, left in enumerate(range(0, values.shape[-1], CHUNK_PX)):
+            part = values[..., top : top + CHUNK_PX, left : left + CHUNK_PX]
+            if part.shape != chunk.shape:
+                chunk[...] = 0
+            chunk[..., : part.shape[-2], : part.shape[-1]] = part
+            encoded = encode(chunk)
+            index[row, column] = end, len(encoded)
+            end += len(encoded)
+            yield encoded
+    where = index.tobytes()
+    yield where
+    yield google_crc32c.value(where).to_bytes(4, "little")
+
+
+def _encoder(array: zarr.Array[Any]) -> Callable[[np.ndarray], bytes]:
+    """What makes the bytes of a chunk out of its values, by the codecs of :func:`create`.
+
+    They follow from the array, not from its dtype: one that an earlier version has made and this
+    one goes on with has Zstandard for all.
+    """
+    import google_crc32c
+    from numcodecs import Blosc, Zstd
+    from zarr.codecs import ZstdCodec
+
+    if isinstance(array.compressors[0], ZstdCodec):
+        zstd = Zstd(level=1, checksum=True)
+        return lambda chunk: bytes(zstd.encode(chunk))
+    blosc = Blosc("lz4", 5, Blosc.BITSHUFFLE)
+
+    def encode(chunk: np.ndarray) -> bytes:
+        packed = bytes(blosc.encode(chunk))
+        return packed + google_crc32c.value(packed).to_bytes(4, "little")
+
+    return encode
 
 
 def _require_shards(array: zarr.Array[Any], path: Path, region: Region) -> None:

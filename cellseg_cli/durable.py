@@ -14,6 +14,7 @@ import contextlib
 import errno
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ from cellseg_cli.errors import StoreWriteError
 _DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 )
+
+#: A temporary file is written within minutes, and its time moves on as it grows.
+_DAY_S = 86_400
 
 
 @contextlib.contextmanager
@@ -38,10 +42,27 @@ def temporary_path(folder: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def replace(temporary: Path, target: Path) -> None:
-    """Give a finished file its name in one step, over any file of that name."""
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left: those that are a day old.
+
+    Which process wrote one cannot be asked, it may have run on another machine.  What cannot be
+    removed stays.
+    """
+    with contextlib.suppress(OSError):  # no folder, another user's, or removed by another run
+        for path in folder.iterdir():
+            kept = path.suffix == ".lock" or not path.is_file()  # of scratch folders
+            if not kept and time.time() - path.stat().st_mtime > _DAY_S:
+                path.unlink(missing_ok=True)
+
+
+def replace(temporary: Path, target: Path, *, synced: bool = True) -> None:
+    """Give a finished file its name in one step, over any file of that name.
+
+    With ``synced`` false the disk may get it later, and after a power cut hold less of it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    sync(temporary)
+    if synced:
+        sync(temporary)
     temporary.replace(target)
 
 
@@ -91,6 +112,6 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno not in _DISK_ERRORS:
             raise
         raise StoreWriteError(
-            f"{path} cannot be written: {error.strerror}; make room or fix the permissions, then "
-            "run the same command again: finished fields are kept"
+            f"{path} cannot be written: {os.strerror(error.errno)}; make room or fix the "
+            "permissions, then run the same command again: finished fields are kept"
         ) from error

@@ -440,6 +440,10 @@ class Store:
             durable.replace(temporary, self.tuned_path)
         return self.tuned_path
 
+    def remove_abandoned(self) -> None:
+        """Remove temporary files that killed runs have left."""
+        durable.remove_abandoned(self.path / _OWN / "tmp")
+
     def write_record(self, name: str, record: Json) -> Path:
         """Write a run record to ``.cellseg/runs/<name>.json``, atomically; its path."""
         relative = f"{_OWN}/runs/{name}.json"

@@ -70,7 +70,7 @@ def test_all_bad_values_are_named_at_once() -> None:
     ("text", "message"),
     [
         ("[embed\n", "is not valid TOML"),
-        ("[embbed]\nz = 1\n", "has unknown tables embbed; known: cluster, embed, run, train, tuned"),
+        ("[embbed]\nz = 1\n", "tables embbed; known: cluster, embed, run, train, tuned"),
         ("[export]\n", "has unknown tables export; known: cluster, embed, run, train, tuned"),
         ("embed = 3\n", "embed must be a table [embed], got 3"),
     ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,8 +186,45 @@ def test_a_full_disk_at_a_slab(store: Store, monkeypatch: pytest.MonkeyPatch) ->
         pytest.raises(StoreWriteError, match="No space left on device; make room"),
         store.labels_writer("a", (10, 12)) as writer,
     ):
-        monkeypatch.setattr(zarr.Array, "__setitem__", full)
+        monkeypatch.setattr(Path, "replace", full)
         writer.write(writer.slabs[0], np.zeros((10, 12), np.uint32))
+    written = (store.path / "a/labels").rglob("*")
+    assert {one.name for one in written if one.is_file()} == {"zarr.json"}  # nothing half written
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.uint8, np.uint32])
+@pytest.mark.parametrize("shape", [(3, 10, 12), (1, 600, 1100), (2, 256, 300), (700, 513)])
+def test_shards_hold_what_zarr_itself_would_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: type
+) -> None:
+    monkeypatch.setattr(layout, "SHARD_PX", 512)
+    values = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+    with layout.SlabWriter(tmp_path, {tmp_path / "ours": (shape, dtype)}) as writer:
+        for slab in writer.slabs:
+            writer.write(slab, values[(..., *slab)])
+    theirs = layout.create(tmp_path / "theirs", shape, dtype)
+    theirs[...] = values
+    ours = zarr.open_array(str(tmp_path / "ours"), mode="r")
+    np.testing.assert_array_equal(ours[...], values)
+    assert ours.metadata == theirs.metadata
+
+    def sizes(name: str) -> dict[str, int]:
+        files = (one for one in (tmp_path / name).rglob("*") if one.is_file())
+        return {one.relative_to(tmp_path / name).as_posix(): one.stat().st_size for one in files}
+
+    assert sizes("ours") == sizes("theirs")  # zarr orders chunks otherwise, the bytes are the same
+
+
+def test_an_array_of_other_codecs_goes_on_with_them(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((2, 300, 270)).astype(np.float16)
+    array = zarr.create_array(
+        store=str(tmp_path / "a"), shape=values.shape, chunks=(2, 256, 256), shards=(2, 512, 512),
+        dtype=values.dtype, compressors=zarr.codecs.ZstdCodec(level=1, checksum=True),
+    )  # fmt: skip
+    targets = {tmp_path / "a": (values.shape, np.float16)}
+    with layout.SlabWriter(tmp_path, targets, new=False) as writer:
+        writer.write(writer.slabs[0], values)
+    np.testing.assert_array_equal(array[...], values)
 
 
 # ---------------------------------------------------------------- what is on disk
@@ -448,6 +487,22 @@ def test_nothing_temporary_stays(store: Store) -> None:
     embedded(store, "a/b")
     store.write_fields([FieldRow("a/b", "/b.png")])
     assert list((store.path / ".cellseg/tmp").iterdir()) == []
+
+
+def test_what_a_killed_run_left_goes_after_a_day(store: Store) -> None:
+    """Not what may be in use: younger files, scratch folders and their locks."""
+    folder = store.path / ".cellseg/tmp"
+    (folder / "host-1-a.scratch").mkdir(parents=True)
+    for name in ("1-a", "2-b", "host-1-a.lock"):
+        (folder / name).touch()
+    for name in ("1-a", "host-1-a.scratch", "host-1-a.lock"):
+        os.utime(folder / name, (0, time.time() - 90_000))  # 25 hours
+    store.remove_abandoned()
+    assert {path.name for path in folder.iterdir()} == {
+        "2-b",
+        "host-1-a.scratch",
+        "host-1-a.lock",
+    }
 
 
 # ------------------------------------------------------------------ failures and edited stores

@@ -92,11 +92,26 @@ def screen(
         if log_json != STDERR:
             view = _view(quiet, clock)
             stack.callback(view.stop)
-            emits.append(Drawing(view, quiet=quiet, verbose=verbose).emit)
+            emits.append(_while_it_takes(Drawing(view, quiet=quiet, verbose=verbose).emit))
         if log_json is not None:
             say = None if log_json == STDERR else view.say
             emits.append(stack.enter_context(json_log(log_json, say)))
         yield emits[0] if len(emits) == 1 else _both(emits)
+
+
+def _while_it_takes(draw: Emit) -> Emit:
+    """Draw until stderr takes no more, as when its disk is full or its reader is gone.
+
+    The run goes on: what came of each field is in its record, and the exit code says the rest.
+    """
+
+    def emit(event: Event) -> None:
+        try:
+            draw(event)
+        except OSError:
+            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the program ends
+
+    return emit
 
 
 def _both(emits: list[Emit]) -> Emit:

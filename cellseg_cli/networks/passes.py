@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cellseg_cli.networks import resnet
+from cellseg_cli.networks.allocator import keep_freed_memory
 from cellseg_cli.networks.architecture import Embedder, Output
 from cellseg_cli.networks.devices import computes_bf16
 
@@ -59,6 +60,8 @@ class Network:
     """
 
     def __init__(self, model: Embedder, target: torch.device) -> None:
+        if target.type == "cpu":
+            keep_freed_memory()
         self.target = target
         self._bf16 = computes_bf16(target)
         folded = _folded(model)

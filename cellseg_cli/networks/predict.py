@@ -6,7 +6,8 @@ context: input only, thrown away.
 
 Determinism: on the CPU one tile is one pass on one thread, so the embedding of
 a field depends neither on the batch size nor on the number of workers nor on
-what else runs.  On an accelerator tiles of all fields share passes; see
+what else runs; tiles of one field may be passed side by side
+(:mod:`cellseg_cli.networks.crew`).  On an accelerator tiles of all fields share passes; see
 :mod:`cellseg_cli.networks.pool` for what their results depend on.
 ``tests/networks/test_predict.py`` holds them to 0.1 of the CPU's.
 """
@@ -21,7 +22,9 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -33,6 +36,7 @@ from torch import Tensor
 from cellseg_cli.errors import ConfigError, InputError, LimitError
 from cellseg_cli.networks.architecture import Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, find_model, fingerprint, load_model
+from cellseg_cli.networks.crew import Crew
 from cellseg_cli.networks.devices import resolve_device
 from cellseg_cli.networks.lanes import CudaLane, HostLane
 from cellseg_cli.networks.passes import DeviceUse, Meter, Network, Rounded
@@ -119,6 +123,9 @@ class Predictor:
         SHA-256 of the model file.
     pooled
         Whether tiles of several threads share passes; None: on accelerators only.
+    cores
+        Passes at a time on the CPU, all of them for the tiles of a field that is alone; 1: every
+        thread passes the tiles that it brings, one by one.
     """
 
     def __init__(
@@ -132,12 +139,14 @@ class Predictor:
         batch_size: int = 0,
         model_fingerprint: str = "",
         pooled: bool | None = None,
+        cores: int = 1,
     ) -> None:
         check_tiling(header.architecture.stride, tile_px, halo_px, batch_size)
         target = resolve_device(device)
         self._network = Network(model, target)
         self._tile_px, self._halo_px = tile_px, halo_px
         self._meter = Meter()
+        self._crew = Crew(cores) if cores > 1 else None
         self._pool: Pool | None = None
         if target.type != "cpu" if pooled is None else pooled:
             lane = HostLane(self._network) if target.type == "cpu" else CudaLane(self._network)
@@ -156,6 +165,7 @@ class Predictor:
         tile_px: int = 1024,
         halo_px: int = 64,
         batch_size: int = 0,
+        cores: int = 1,
     ) -> Predictor:
         """Return the predictor of a bundled model's name or a model file."""
         path = find_model(model)
@@ -168,6 +178,7 @@ class Predictor:
             halo_px=halo_px,
             batch_size=batch_size,
             model_fingerprint=fingerprint(path),
+            cores=cores,
         )
 
     @classmethod
@@ -178,6 +189,7 @@ class Predictor:
         tile_px: int = 1024,
         halo_px: int = 64,
         batch_size: int = 0,
+        cores: int = 1,
     ) -> Predictor:
         """Return the one predictor of this process for these arguments; safe for threads.
 
@@ -188,11 +200,11 @@ class Predictor:
         key = (
             os.fspath(path.resolve()),
             *(version.st_size, version.st_mtime_ns),
-            *(device, tile_px, halo_px, batch_size),
+            *(device, tile_px, halo_px, batch_size, cores),
         )
         with _resident_lock:  # the first caller loads, others wait for it
             if key not in _resident:
-                _resident[key] = cls.load(path, device, tile_px, halo_px, batch_size)
+                _resident[key] = cls.load(path, device, tile_px, halo_px, batch_size, cores)
             return _resident[key]
 
     def close(self) -> None:
@@ -271,12 +283,14 @@ class Predictor:
         values = np.empty((len(self.header.channels), height, width), np.float16)
         has_classes = self.header.architecture.classes_head
         classes = np.empty((3, height, width), np.uint8) if has_classes else None
+        finite = True
         for tile, rounded in self._embedded(read, self._plan(shape, region), keep=False):
             place, core = _place(tile, region), (slice(None), *tile.core_in_window)
             values[place] = rounded.values.numpy()[core]
+            finite = finite and bool(np.isfinite(values[place]).all())
             if classes is not None and rounded.classes is not None:
                 classes[place] = rounded.classes.numpy()[core]
-        self._check_finite(bool(np.isfinite(values).all()))
+        self._check_finite(finite)
         return Embedding(values, classes)
 
     def embed_on_device(self, image: NDArray[np.float32]) -> DeviceEmbedding:
@@ -339,8 +353,7 @@ class Predictor:
     ) -> Iterator[tuple[Tile, Rounded]]:
         """Each tile with values (E, y, x) and classes (3, y, x) of its window."""
         if self._pool is None:
-            for tile in plan:
-                yield tile, self._alone(self._crop(read, tile))
+            yield from self._side_by_side(read, plan)
             return
         waiting: deque[tuple[Tile, Ticket]] = deque()
         for tile in plan:
@@ -353,6 +366,26 @@ class Predictor:
         while waiting:
             first, ticket = waiting.popleft()
             yield first, ticket.result()
+
+    def _side_by_side(self, read: Read, plan: list[Tile]) -> Iterator[tuple[Tile, Rounded]]:
+        """As :meth:`_embedded` where each tile is a pass."""
+        if self._crew is None:
+            for tile in plan:
+                yield tile, self._alone(self._crop(read, tile))
+            return
+        if len(plan) == 1:
+            crop = self._crop(read, plan[0])
+            yield plan[0], self._crew.here(partial(self._alone, crop))
+            return
+        waiting: deque[tuple[Tile, Future[Rounded]]] = deque()
+        for tile in plan:
+            crop = self._crop(read, tile)
+            waiting.append((tile, self._crew.there(partial(self._alone, crop))))
+            while waiting[0][1].done() and len(waiting) > 1:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for last, future in waiting:
+            yield last, future.result()
 
     def _alone(self, crop: NDArray[np.float32]) -> Rounded:
         """One pass of one tile on the calling thread."""

@@ -24,15 +24,32 @@ from cellseg_cli.pipeline.memory import shown
 from cellseg_cli.rows import FieldRow
 from cellseg_cli.tiling import tiles
 
+# Measured with ``tests/benchmarks/memory.py``, two cores, 64-bit Linux, PyTorch 2.14 with CUDA's
+# libraries beside it; megabytes at the peak, and what is projected of it:
+#   embed     1 × 256²        1 channel,  1 thread       844    1.07×
+#             4 × 520×704     1 channel,  1, 4 threads   903, 1194    1.17×, 1.43×
+#             3 × 2048²       1 channel,  1 thread      1274    1.21×
+#             2 × 4096²       1 channel,  2 threads     2372    1.38×
+#             1 × 8192²       1 channel,  2 threads     2238    1.24×
+#   segment   2 × 520×704     1 channel,  1 thread      1008    1.20×
+#             4 × 2048²       1 channel,  1, 2 threads  1442, 1856    1.17×, 1.29×
+#             1 × 8192²       1 channel,  1 thread      1835    1.07×
+#   cluster   1 × 256²        1 thread, kernels compiled, from the cache    375, 262
+#             4096²           seeds, 1, 2 threads       1115, 1894    1.17×, 1.15×
+#             4096²           grid, 1, 2 threads        1672, 2757    1.38×, 1.52×
+#             4096²           watershed, 1, 2 threads   1157, 1961    1.19×, 1.19×
+# Those of 4096² and 8192² px and of segment at 2048² px were measured when a run loaded some
+# modules more, about 130.  One channel or three makes no difference that can be measured.
+
 #: Of a process that has loaded PyTorch, zarr and dask; without the weights.
-NETWORK_PROCESS_BYTES = 780_000_000
-#: Of a process that clusters: NumPy, SciPy, numba, zarr and dask.
+NETWORK_PROCESS_BYTES = 830_000_000
+#: Of a process that clusters: NumPy, SciPy, zarr, dask and numba, whose compiler runs once.
 CLUSTER_PROCESS_BYTES = 430_000_000
 #: What of that a process has to load that has PyTorch already.
 CLUSTER_MODULES_BYTES = 150_000_000
 #: Of the process that only hands out work: it has read the model's header by PyTorch.
-PARENT_BYTES = 650_000_000
-#: On top, of a process that uses an accelerator: what CUDA and cuDNN load.  An assumption.
+PARENT_BYTES = 700_000_000
+#: On top, of a process that uses an accelerator: what CUDA and cuDNN load.  Not measured.
 ACCELERATOR_BYTES = 2_500_000_000
 #: What a thread takes besides the arrays of its field: its stack and what libraries keep.
 THREAD_BYTES = 25_000_000
@@ -43,8 +60,9 @@ FRAGMENTS = 1.2
 SAMPLE_PX, SAMPLE_BYTES = 1 << 22, 16
 #: Pixels of a pass on an accelerator, and passes that are filled, queued or on their way.
 PASS_PX, PASSES = 8 << 20, 6
-#: Bytes per pixel that clustering takes besides its input, at the peak.
-CLUSTER_BYTES_PER_PX = {"seeds": 10, "grid": 52, "watershed": 13, "linkage": 5}
+#: Bytes per pixel that clustering takes besides its input, at the peak; `grid` with half of the
+#: pixels foreground.
+CLUSTER_BYTES_PER_PX = {"seeds": 15, "grid": 65, "watershed": 19, "linkage": 10}
 
 _LABEL_BYTES = 4  # uint32
 #: Files that are decoded whole even where a region is asked for.
@@ -119,6 +137,9 @@ class Budget:
         Of each thread, without the window that is in the network.
     window_bytes, window_px
         Of that window, and its pixels; 0 where the network is not on the CPU.
+    helpers
+        Windows of a process beyond one for each thread: where fields or slabs are fewer than the
+        threads that were asked for, several tiles of one are in the network at a time.
     tile_px, halo_px
         The largest side of a window, and its rim; 0 for a stage without a network.
     batch_size
@@ -137,6 +158,7 @@ class Budget:
     pass_bytes: int = 0
     window_bytes: int = 0
     window_px: int = 0
+    helpers: int = 0
     tile_px: int = 0
     halo_px: int = 0
     batch_size: int = 0
@@ -151,7 +173,7 @@ class Budget:
     @property
     def bytes_per_worker(self) -> int:
         """What one process with its threads takes."""
-        threads = self.carrying.threads * self.bytes_per_thread
+        threads = self.carrying.threads * self.bytes_per_thread + self.helpers * self.window_bytes
         return self.process_bytes + self.pass_bytes + threads
 
     @property
@@ -318,6 +340,7 @@ def _with_network(
     plans = [
         (tiles(shape, tile_px=tile_px, halo_px=halo_px), count) for shape, count in shapes.items()
     ]
+    tiles_each = _busy(carrying, sum(count * len(plan) for plan, count in plans)).threads
     carrying = _busy(carrying, sum(count * _slabs(shape) for shape, count in shapes.items()))
     # image as it is cut out, and as the network takes it; what it gives, in float32 and rounded
     crop = 8 * needs.in_channels + 6 * needs.components + 5 * needs.classes
@@ -342,7 +365,8 @@ def _with_network(
             pass_bytes=PASSES * length * window_px * crop,
         )
     window = int(FRAGMENTS * window_px * (needs.bytes_per_px + crop))
-    return replace(budget, window_bytes=window, window_px=window_px)
+    helpers = tiles_each - carrying.threads
+    return replace(budget, window_bytes=window, window_px=window_px, helpers=helpers)
 
 
 def _embed_bytes(row: FieldRow, needs: NetworkNeeds) -> int:

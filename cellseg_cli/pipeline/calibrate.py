@@ -1,4 +1,4 @@
-"""What a network takes: bytes by a pass that computes nothing, seconds by a short real one.
+"""What a network takes: bytes counted in a small pass, seconds measured in a few.
 
 Only plans need these; nothing here changes what a run gives.
 """
@@ -24,8 +24,8 @@ from cellseg_cli.networks.devices import computes_bf16
 from cellseg_cli.networks.predict import Predictor
 from cellseg_cli.pipeline.budget import NetworkNeeds
 
-#: Side of the window that bytes are counted on: what does not grow with it is small there.
-COUNTED_PX = 512
+#: Side of the image that bytes are counted on: a multiple of every stride.
+COUNTED_PX = 128
 #: Side of the first, short window in time; a 3 s calibration of slow networks stays there.
 SHORT_PX = 256
 #: Of a process that builds its encoder by timm: 1.14 GB at the peak instead of 0.89 GB, on the
@@ -40,20 +40,25 @@ def network_needs(architecture: Architecture, device: torch.device) -> NetworkNe
 
     Notes
     -----
-    The network is run on PyTorch's ``meta`` device, which has shapes but no values, and the
-    storages that are alive at the same time are added up.  What the kernels need for
-    themselves is not seen.  The bundled model: 334 bytes a pixel in bfloat16, 668 in float32.
+    A network without weights looks at a small image on the CPU in float32, and the storages
+    that are alive at the same time are added up; bfloat16 takes half of that.  What the kernels
+    need for themselves is not seen.  The bundled model: 334 bytes a pixel in bfloat16, 668 in
+    float32.  (PyTorch's ``meta`` device computes nothing, but loads PyTorch's compiler to do
+    so: 200 MB and a second.)
     """
-    dtype = torch.bfloat16 if computes_bf16(device) else torch.float32
     with torch.device("meta"):
-        model = Embedder(architecture, trained=True).eval().to(dtype)
-        shape = (1, architecture.in_channels, COUNTED_PX, COUNTED_PX)
-        images = torch.empty(shape, dtype=dtype)
+        model = Embedder(architecture, trained=True).eval()
+    zeros = {
+        name: torch.zeros(one.shape, dtype=one.dtype) for name, one in model.state_dict().items()
+    }
+    model.load_state_dict(zeros, assign=True)
+    images = torch.zeros(1, architecture.in_channels, COUNTED_PX, COUNTED_PX)
+    counted = peak_bytes(model, images) / COUNTED_PX**2
     plain = architecture.encoder in resnet.BLOCKS and architecture.levels <= len(resnet.WIDTHS)
-    weights = sum(one.numel() for one in (*model.parameters(), *model.buffers()))
+    loaded = sum(one.nbytes for one in zeros.values())
     return NetworkNeeds(
-        loaded_bytes=weights * 4 + (0 if plain else TIMM_BYTES),
-        bytes_per_px=peak_bytes(model, images) / COUNTED_PX**2,
+        loaded_bytes=loaded + (0 if plain else TIMM_BYTES),
+        bytes_per_px=counted / 2 if computes_bf16(device) else counted,
         in_channels=architecture.in_channels,
         components=len(architecture.channels),
         classes=3 if architecture.classes_head else 0,
@@ -63,8 +68,13 @@ def network_needs(architecture: Architecture, device: torch.device) -> NetworkNe
 @torch.inference_mode()
 def peak_bytes(model: Callable[[Tensor], Any], images: Tensor) -> int:
     """Return the most bytes of tensors that a model makes and that are alive at one time."""
-    with _Alive() as alive:
-        model(images)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # waking others takes longer than a small pass
+    try:
+        with _Alive() as alive:
+            model(images)
+    finally:
+        torch.set_num_threads(threads)
     return alive.peak
 
 
@@ -75,6 +85,11 @@ class _Alive(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._known: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; to be told so, PyTorch would load its compiler (200 MB)."""
+        return False
 
     def __torch_dispatch__(
         self,

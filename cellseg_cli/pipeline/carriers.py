@@ -54,6 +54,13 @@ def is_remote(run: RunSettings) -> bool:
     return bool(run.scheduler or run.cluster)
 
 
+def threads_each(run: RunSettings) -> int:
+    """Threads in each process of this machine; 1 where processes were started elsewhere."""
+    if is_remote(run):
+        return 1
+    return run.threads or max(1, thread_count(0) // max(1, run.workers))
+
+
 @contextmanager
 def carrier(run: RunSettings, device: str, tell: Callable[[str], None]) -> Iterator[Carrier]:
     """Who carries out a run, while the statement lasts.

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cellseg_cli.config import EmbedSettings, RunSettings
-from cellseg_cli.pipeline.carriers import carrier, is_remote
+from cellseg_cli.pipeline.carriers import carrier, is_remote, threads_each
 from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
 from cellseg_cli.pipeline.forecast import embedding_forecast, planned
@@ -75,7 +75,7 @@ def embed(
     plan = plan_embedding(of_part(rows, run.part), request.identity, store, redo=run.overwrite)
     if run.retry_failed:
         plan = retrying(plan, store, "embed")
-    network = request.network(settings, claims=is_remote(run))
+    network = request.network(settings, claims=is_remote(run), threads=threads_each(run))
     run = filling(run, network, plan)
     forecast = embedding_forecast(plan, request, settings, run)
     told = planned(plan, "embed", out, forecast, emit, dry_run=run.dry_run)

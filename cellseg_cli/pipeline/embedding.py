@@ -51,6 +51,9 @@ class Network:
         What to take of a stack.
     claims
         Whether each process takes an accelerator of its own.
+    threads
+        That bring fields in each process, and on the CPU its passes at a time; 1 where the
+        number is not known.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class Network:
     settings: EmbedSettings
     planes: Planes
     claims: bool = False
+    threads: int = 1
 
     @property
     def predictor(self) -> Predictor:
@@ -75,6 +79,7 @@ class Network:
             tile_px=self.settings.tile_px,
             halo_px=self.settings.halo_px,
             batch_size=self.settings.batch_size,
+            cores=self.threads,
         )
         if predictor.fingerprint != self.fingerprint:
             raise CheckpointError(

@@ -75,11 +75,11 @@ class Request:
         """The stage whose mark says that a field is there."""
         return "embed" if self.keeps == "embeddings" else "cluster"
 
-    def network(self, settings: EmbedSettings, *, claims: bool) -> Network:
-        """What the processes of the run load; ``claims`` as in :class:`Network`."""
+    def network(self, settings: EmbedSettings, *, claims: bool, threads: int = 1) -> Network:
+        """What the processes of the run load; ``claims``, ``threads`` as in :class:`Network`."""
         bundled = settings.model in bundled_models()  # installed elsewhere on other machines
         path = Path(settings.model) if bundled else self.path.absolute()
-        return Network(path, self.fingerprint, settings, self.planes, claims)
+        return Network(path, self.fingerprint, settings, self.planes, claims, threads)
 
 
 def requested(source: str | Path, settings: EmbedSettings, keeps: Keeps) -> Request:
@@ -238,6 +238,7 @@ def prepared(
         store.clear(row.id, "embed")  # and what was made of it
     kept = [] if overwrite else [row for row in others if store.has(row.id, request.stage)]
     listed = [*(_remembered(row, earlier.get(row.id)) for row in rows), *kept]
+    store.remove_abandoned()
     store.write_fields(listed)
     if request.keeps == "embeddings":  # label images alone make no image of OME-Zarr
         store.write_plates(listed)

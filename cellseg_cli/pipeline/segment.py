@@ -16,7 +16,7 @@ import numpy as np
 
 from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
 from cellseg_cli.errors import ConfigError, OutputExistsError
-from cellseg_cli.pipeline.carriers import carrier, is_remote
+from cellseg_cli.pipeline.carriers import carrier, is_remote, threads_each
 from cellseg_cli.pipeline.cluster import ClusterWork, How
 from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
@@ -145,7 +145,7 @@ def segment(
     )
     if run.retry_failed:
         plan = retrying(plan, store, "cluster")
-    network = request.network(settings.embed, claims=is_remote(run))
+    network = request.network(settings.embed, claims=is_remote(run), threads=threads_each(run))
     run = filling(run, network, plan)
     forecast = segmenting_forecast(plan, request, settings.embed, run, how)
     told = planned(plan, "segment", Path(out), forecast, emit, dry_run=run.dry_run)
@@ -158,6 +158,7 @@ def segment(
         earlier = {row.id for row in store.fields()} if store and run.overwrite else set()
         store = prepared(store, output.state, request, rows, overwrite=run.overwrite)
         sink = output.sink(store)
+        sink.remove_abandoned()
         for gone in sorted(earlier - {row.id for row in rows}.union(plan.stale)):
             sink.remove(gone)
         place = store if by.here else store.absolute()

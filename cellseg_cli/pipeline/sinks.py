@@ -26,6 +26,9 @@ class LabelSink(Protocol):
     def has(self, field_id: str) -> bool:
         """Whether the label image of a field is there, as far as a look at names can tell."""
 
+    def remove_abandoned(self) -> None:
+        """Remove temporary files that killed runs have left."""
+
     def remove(self, field_id: str) -> None:
         """Take the label image of a field away."""
 
@@ -52,6 +55,9 @@ class StoreLabels:
         """Marks in the store say it."""
         del field_id
         return True
+
+    def remove_abandoned(self) -> None:
+        """The store does it itself."""
 
     def remove(self, field_id: str) -> None:
         """With the mark."""
@@ -85,6 +91,10 @@ class FolderLabels:
         """Whether the file is there."""
         return self._path(field_id).is_file()
 
+    def remove_abandoned(self) -> None:
+        """Remove temporary files that killed runs have left."""
+        durable.remove_abandoned(self._temporaries)
+
     def remove(self, field_id: str) -> None:
         """Take the file away."""
         with durable.writing(self.folder):
@@ -117,10 +127,14 @@ class FolderLabels:
         target = self._path(field_id)
         with (
             durable.writing(self.folder),
-            durable.temporary_path(self.folder / ".cellseg" / "tmp") as temporary,
+            durable.temporary_path(self._temporaries) as temporary,
         ):
             write(temporary)
             durable.replace(temporary, target)
+
+    @property
+    def _temporaries(self) -> Path:
+        return self.folder / ".cellseg" / "tmp"
 
     def _path(self, field_id: str) -> Path:
         return path_below(self.folder, field_id, ".tif")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from cellseg_cli.errors import ConfigError, DeviceError, InputError, LimitError
 from cellseg_cli.networks import predict
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, save_model
+from cellseg_cli.networks.passes import Rounded
 from cellseg_cli.networks.predict import Predictor
 
 ARCHITECTURE = Architecture(encoder="resnet10t", decoder_channels=4)
@@ -55,6 +57,57 @@ def test_embedding_does_not_depend_on_how_many_threads_embed() -> None:
     with ThreadPoolExecutor(4) as pool:
         together = [result.values for result in pool.map(one.embed, fields)]
     np.testing.assert_array_equal(alone, together)
+
+
+def test_tiles_side_by_side_give_what_they_give_one_by_one() -> None:
+    tiling = {"tile_px": 96, "halo_px": 32}
+    fields = [field(), field(200, 210), field(60, 70), field(96, 300)]
+    expected = [predictor(**tiling).embed(each) for each in fields]
+    for cores in (2, 5):
+        one = predictor(**tiling, cores=cores)
+        with ThreadPoolExecutor(3) as pool:
+            made = list(pool.map(one.embed, fields))
+        for each, other in zip(made, expected, strict=True):
+            np.testing.assert_array_equal(each.values, other.values)
+            np.testing.assert_array_equal(each.classes, other.classes)
+
+
+def test_there_are_never_more_passes_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = predictor(tile_px=96, halo_px=32, cores=2)
+    real, lock = one._network, threading.Lock()
+    at_once = [0, 0]  # now, at most
+
+    def watched(images: torch.Tensor) -> Rounded:
+        with lock:
+            at_once[0] += 1
+            at_once[1] = max(at_once)
+        time.sleep(0.002)
+        try:
+            return real(images)
+        finally:
+            with lock:
+                at_once[0] -= 1
+
+    monkeypatch.setattr(one, "_network", watched)
+    one.embed(field(200, 210))
+    assert at_once == [0, 2]  # the tiles of one field
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one.embed, [field(64, 64), field(200, 210)] * 3))
+    assert at_once == [0, 2]
+
+
+def test_an_error_of_one_tile_ends_its_field_and_leaves_the_cores() -> None:
+    one = predictor(tile_px=96, halo_px=32, cores=2)
+
+    def unreadable(rows: slice, columns: slice) -> np.ndarray:
+        if rows.start > 0:
+            raise OSError("gone")
+        return field(200, 210)[:, rows, columns]
+
+    for _ in range(3):  # more often than there are cores
+        with pytest.raises(OSError, match="gone"):
+            one.embed_region(unreadable, (200, 210), (slice(0, 200), slice(0, 210)))
+    assert np.isfinite(one.embed(field(200, 210)).values).all()
 
 
 def test_tiles_agree_with_the_whole_field_away_from_their_rims() -> None:

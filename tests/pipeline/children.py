@@ -32,7 +32,9 @@ PRELOADED = [
     "dask.delayed",
     "zarr",
     "pyarrow.parquet",
-    "pydantic.dataclasses",
+    "pydantic.main",
+    "numba.typed",
+    "scipy.linalg",
 ]
 
 
@@ -55,6 +57,31 @@ def end(process: Any) -> int:
 def run(function: Callable[..., None], *args: object) -> int:
     """The exit code of a child process that runs a function of this module."""
     return end(start(function, *args))
+
+
+def below(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have, by ``/proc``."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and (stat := _stat(int(folder.name))):
+            parents[int(folder.name)] = int(stat[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those that have not ended."""
+    return [pid for pid in pids if (stat := _stat(pid)) and stat[0] != "Z"]
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and more of a process; nothing if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def ignore(_: object) -> None:
@@ -85,7 +112,8 @@ def segment_until_sync(
 
 
 def program(told: Path, *arguments: str) -> None:
-    """The program, as from a shell; stdout and stderr go to a file."""
+    """The program, as from a shell, in a process group of its own; what it says goes to a file."""
+    os.setsid()
     file = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)

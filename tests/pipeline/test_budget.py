@@ -107,6 +107,11 @@ def test_threads_without_work_take_nothing() -> None:
     # a field of 5000 × 9000 px has 2 × 3 slabs
     slabs = embedding_budget(rows(1, 5000, 9000), NEEDS, DEFAULT, Carrying(16))
     assert slabs.carrying.threads == 6
+    # of whose tiles 16 are in the network at a time
+    assert slabs.helpers == 16 - 6
+    assert slabs.bytes_per_worker == (
+        slabs.process_bytes + 6 * slabs.thread_bytes + 16 * slabs.window_bytes
+    )
     # but is clustered on one thread
     assert (
         clustering_budget(rows(1, 5000, 9000), NEEDS, Carrying(16), by_seeds).carrying.threads == 1

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
+from cellseg_cli.pipeline.segment import SegmentSettings
 from cellseg_cli.store import Stage, Store
 
 FIELDS = [f"{'AB'[index % 2]}/f{index}" for index in range(6)]
@@ -139,3 +140,25 @@ def test_parts_at_the_same_time_equal_one_run(
             processes.append(children.start(getattr(children, f"run_{stage}"), *arguments, run))
         assert [children.end(process) for process in processes] == [0, 0, 0]
     assert_equal_stores(out, undisturbed, labels=True)
+
+
+@pytest.mark.parametrize("suffix", ["", ".zarr"])
+def test_parts_of_segment_at_the_same_time_equal_one_run(
+    children: Any,
+    long_plate: Path,
+    settings: EmbedSettings,
+    same_results: Callable[..., None],
+    suffix: str,
+    tmp_path: Path,
+) -> None:
+    """Into a place that is not there when they start."""
+    wanted = SegmentSettings(settings, ClusterSettings(tile_px=2100, overlap_px=32))
+    whole, out = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
+    run = RunSettings(threads=1)
+    assert children.run(children.run_segment, long_plate, whole, wanted, run) == 0
+    halves = [RunSettings(threads=1, part=part) for part in ("1/2", "2/2")]
+    processes = [
+        children.start(children.run_segment, long_plate, out, wanted, half) for half in halves
+    ]
+    assert [children.end(process) for process in processes] == [0, 0]
+    same_results(out, whole)

@@ -8,148 +8,144 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import tifffile
 
 from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
-from cellseg_cli.pipeline.segment import STATE, SegmentSettings
-from cellseg_cli.store import Stage, Store
+from cellseg_cli.pipeline.segment import SegmentSettings
+from cellseg_cli.store import Stage
 
-KILLS = 20
+KILLS = 20  # of embed, and of both ways of segment together
 TWO = RunSettings(threads=2)
 #: A field of 4200 px is cut into several tiles by both stages.
 CUT = ClusterSettings(tile_px=2100, overlap_px=32)
 
-Run = Callable[[Path], Any]
 
+@dataclass(frozen=True)
+class Case:
+    """What is run in a child process: into which place, and the mark that says it is done."""
 
-@pytest.fixture(scope="module")
-def embedding(model: Path) -> EmbedSettings:
-    return EmbedSettings(model=str(model), device="cpu")
+    children: Any
+    begin: Callable[[Path], Any]
+    stage: Stage
+    same: Callable[..., None]
 
+    def seconds(self, out: Path) -> float:
+        """How long an undisturbed run takes."""
+        began = time.monotonic()
+        assert self.children.end(self.begin(out)) == 0
+        return time.monotonic() - began
 
-def state_of(out: Path) -> Path:
-    """The store with the marks of a run."""
-    return out / STATE if (out / STATE).is_dir() else out
+    def marks(self, out: Path) -> dict[str, int]:
+        """When each mark was set, in ns."""
+        found = out.rglob(f"{self.stage}.done.json") if out.is_dir() else ()
+        return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in found}
 
-
-def marks(out: Path, stage: Stage) -> dict[str, int]:
-    """When each mark of a stage was set, in ns."""
-    found = out.rglob(f"{stage}.done.json") if out.is_dir() else ()
-    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in found}
-
-
-def results(out: Path) -> set[str]:
-    """Every file but temporary ones and the records of runs."""
-    files = (path.relative_to(out) for path in out.rglob("*") if path.is_file())
-    return {str(path) for path in files if not {"tmp", "runs"} & set(path.parts)}
-
-
-def assert_equal(out: Path, undisturbed: Path) -> None:
-    assert results(out) == results(undisturbed)
-    one, other = (Store.open(state_of(path)) for path in (out, undisturbed))
-    assert one.fields() == other.fields()
-    assert one.attributes == other.attributes
-    stage = stage_of(one)
-    for row in other.fields():
-        assert one.mark(row.id, stage) == other.mark(row.id, stage) is not None
-        for ours, theirs in zip(
-            pixels(one, out, row.id), pixels(other, undisturbed, row.id), strict=True
-        ):
-            np.testing.assert_array_equal(ours, theirs)
-
-
-def stage_of(store: Store) -> Stage:
-    """The stage whose mark says that a field is done."""
-    return "cluster" if store.attributes["keeps"] == "labels" else "embed"
-
-
-def pixels(store: Store, out: Path, field_id: str) -> tuple[np.ndarray, ...]:
-    """What was made of a field."""
-    if store.attributes["keeps"] == "embeddings":
-        values, classes = store.read_embedding(field_id)
-        assert classes is not None
-        return values, classes
-    if store.path == out:
-        return (store.read_labels(field_id),)
-    return (tifffile.imread(out / f"{field_id}.tif"),)
+    def resume(self, out: Path, delays: Iterator[float]) -> int:
+        """Begin again and again until a run ends before it is killed; the number of kills."""
+        for kills, delay in enumerate(delays):
+            before = self.marks(out)
+            process = self.begin(out)
+            process.join(delay)
+            process.kill()
+            code = self.children.end(process)
+            after = self.marks(out)
+            assert {name: after.get(name) for name in before} == before, "a field was redone"
+            if code == 0:
+                return kills
+            assert code == -9
+        pytest.fail("the last run did not end")
 
 
 def assert_nothing_twice(out: Path) -> None:
     """No field was done by two runs, as far as their records go."""
     lines: list[dict[str, Any]] = []
-    for path in (state_of(out) / ".cellseg/runs").glob("*.fields.jsonl"):
+    for path in out.rglob(".cellseg/runs/*.fields.jsonl"):
         whole = path.read_text().rpartition("\n")[0]  # the last line may be cut
         lines += [json.loads(line) for line in whole.splitlines()]
-    done = Counter(line["field"] for line in lines if line["outcome"] == "done")
-    assert max(done.values()) == 1
-    assert not [line for line in lines if line["outcome"] != "done"]
+    assert {line["outcome"] for line in lines} == {"done"}
+    assert max(Counter(line["field"] for line in lines).values()) == 1
 
 
-def timed(children: Any, run: Run, out: Path) -> float:
-    """Seconds of one run."""
-    began = time.monotonic()
-    assert children.end(run(out)) == 0
-    return time.monotonic() - began
-
-
-def resumed(children: Any, run: Run, out: Path, stage: Stage, delays: Iterator[float]) -> int:
-    """Start a run again and again until one ends before it is killed; the number of kills."""
-    kills = 0
-    for delay in delays:
-        before = marks(out, stage)
-        process = run(out)
-        process.join(delay)
-        process.kill()
-        code = children.end(process)
-        after = marks(out, stage)
-        assert {name: after.get(name) for name in before} == before, "a finished field was redone"
-        if code == 0:
-            break
-        assert code == -9
-        kills += 1
-    return kills
-
-
-def kill_twenty_times(children: Any, run: Run, suffix: str, tmp_path: Path) -> None:
+def kill_at_random(case: Case, times: int, suffix: str, tmp_path: Path) -> None:
     undisturbed = tmp_path / f"undisturbed{suffix}"
-    timed(children, run, undisturbed)
-    whole_s = timed(children, run, tmp_path / f"timed{suffix}")
-    assert_equal(tmp_path / f"timed{suffix}", undisturbed)
-    stage = stage_of(Store.open(state_of(undisturbed)))
+    case.seconds(undisturbed)  # the first one also fills caches
+    whole_s = case.seconds(tmp_path / f"timed{suffix}")
     generator = random.Random(4)
     kills = number = 0
-    while kills < KILLS:
+    while kills < times:
         out = tmp_path / f"{number}{suffix}"
-        left = KILLS - kills
-        delays = [generator.uniform(0.1, 0.9) * whole_s for _ in range(left)] + [60.0]
-        kills += resumed(children, run, out, stage, iter(delays))
-        assert_equal(out, undisturbed)
+        delays = [generator.uniform(0.1, 0.9) * whole_s for _ in range(times - kills)] + [60.0]
+        kills += case.resume(out, iter(delays))
+        case.same(out, undisturbed)
         assert_nothing_twice(out)
         number += 1
 
 
-def test_embed(children: Any, long_plate: Path, embedding: EmbedSettings, tmp_path: Path) -> None:
-    def run(out: Path) -> Any:
+@pytest.fixture
+def embedding(model: Path) -> EmbedSettings:
+    return EmbedSettings(model=str(model), device="cpu")
+
+
+def test_embed(
+    children: Any,
+    long_plate: Path,
+    embedding: EmbedSettings,
+    same_results: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    def begin(out: Path) -> Any:
         return children.start(children.run_embed, long_plate, out, embedding, TWO)
 
-    kill_twenty_times(children, run, ".zarr", tmp_path)
+    kill_at_random(Case(children, begin, "embed", same_results), KILLS, ".zarr", tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["", ".zarr"])
 def test_segment(
-    children: Any, long_plate: Path, embedding: EmbedSettings, suffix: str, tmp_path: Path
+    children: Any,
+    long_plate: Path,
+    embedding: EmbedSettings,
+    same_results: Callable[..., None],
+    suffix: str,
+    tmp_path: Path,
 ) -> None:
     settings = SegmentSettings(embedding, CUT)
 
-    def run(out: Path) -> Any:
+    def begin(out: Path) -> Any:
         return children.start(children.run_segment, long_plate, out, settings, TWO)
 
-    kill_twenty_times(children, run, suffix, tmp_path)
+    kill_at_random(Case(children, begin, "cluster", same_results), KILLS // 2, suffix, tmp_path)
+
+
+def test_segment_at_every_write(
+    children: Any,
+    long_plate: Path,
+    embedding: EmbedSettings,
+    same_results: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """Every write brings a file to the disk; every eighth is the last one of a run.
+
+    On a large field alone: made, filled, marked, clustered in tiles, removed, marked again.
+    """
+    for folder in "AB":
+        shutil.rmtree(long_plate / folder)
+    settings, run = SegmentSettings(embedding, CUT), RunSettings(threads=1)
+    undisturbed = tmp_path / "undisturbed"
+    assert children.run(children.run_segment, long_plate, undisturbed, settings, run) == 0
+    for number in range(1, 200, 8):
+        out = tmp_path / str(number)
+        code = children.run(children.segment_until_sync, number, long_plate, out, settings, run)
+        assert children.run(children.run_segment, long_plate, out, settings, run) == 0
+        same_results(out, undisturbed)
+        if code == 0:
+            return
+        assert code == -9
+    pytest.fail("the run has more writes than were tried")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,10 +46,11 @@ def two() -> Iterator[Carrier]:
 
 @dataclass(frozen=True)
 class Toy:
-    """Writes a line for every task; some fields kill their process."""
+    """Writes a line for every task; some fields kill their process, or take all its memory."""
 
     log: Path
     deadly: tuple[str, ...] = ()
+    hungry: tuple[str, ...] = ()
     slow_s: float = 0.0
 
     def parts(self, row: FieldRow) -> int:
@@ -61,6 +63,10 @@ class Toy:
     def whole(self, row: FieldRow, mark: str, stop: Stop) -> Produced:
         if row.id in self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
+        if row.id in self.hungry:
+            eaten = np.ones(700 << 20, np.uint8)  # ones: zeros take no memory before they are used
+            time.sleep(60)
+            assert eaten.all()
         time.sleep(self.slow_s)
         if row.id.startswith("bad"):
             raise ValueError(f"{row.id} is bad")
@@ -144,6 +150,38 @@ def test_a_field_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
     }
     done = {line.split()[0] for line in lines(tmp_path / "log")}
     assert done == set(names) - {"f3"}
+
+
+def test_a_field_that_takes_too_much_memory_fails_alone(tmp_path: Path) -> None:
+    """An empty worker has some 150 MB; 95 % of 800 MB end it, with all that runs beside it."""
+    names = [f"f{index}" for index in range(5)]
+    work = Toy(tmp_path / "log", hungry=("f2",), slow_s=0.05)
+    news: list[str] = []
+    seen: list[Outcome] = []
+    run = RunSettings(workers=1, threads=2, memory="800MB")
+    with carrier(run, "cpu", lambda line: None) as by:
+
+        def pulse(now: int, most: int) -> None:
+            news.extend(by.news())
+
+        by.carry(rows(*names), work, seen.append, pulse)
+        news.extend(by.news())
+    assert sorted(one.field_id for one in seen) == names
+    failed = {one.field_id: one.failure.reason for one in seen if one.failure}
+    assert failed == {
+        "f2": "the worker process died twice while it worked on this field alone (killed, or out "
+        "of memory); give workers more memory, or a smaller --tile"
+    }
+    assert {line.split()[0] for line in lines(tmp_path / "log")} == set(names) - {"f2"}
+    assert len(news) == 4  # twice beside others, twice alone
+    assert all(
+        re.fullmatch(
+            r"worker process \d+ has reached its memory limit; a new one is started, and its "
+            "fields are tried again",
+            line,
+        )
+        for line in news
+    ), news
 
 
 def same(one: Path, other: Path) -> None:

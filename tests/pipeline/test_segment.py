@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,21 +14,22 @@ import tifffile
 
 from cellseg_cli.cli.app import run as run_cli
 from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
-from cellseg_cli.errors import ConfigError, OutputExistsError, StoreError
+from cellseg_cli.errors import ConfigError, InputError, OutputExistsError, StoreError
 from cellseg_cli.images.decode import Planes
+from cellseg_cli.images.normalise import Normalisation
 from cellseg_cli.networks.checkpoint import fingerprint
 from cellseg_cli.pipeline.cluster import ClusterWork, How, cluster_store
 from cellseg_cli.pipeline.embed import embed
 from cellseg_cli.pipeline.embedding import EmbedWork, Network
-from cellseg_cli.pipeline.events import Event, Noted, Summary
+from cellseg_cli.pipeline.events import Event, FieldDone, Noted, Summary
 from cellseg_cli.pipeline.export import Export, export_store
 from cellseg_cli.pipeline.labelling import Labeller
 from cellseg_cli.pipeline.segment import STATE, SegmentSettings, SegmentWork, segment
 from cellseg_cli.pipeline.settings import CellTypes, settings_of_fields
 from cellseg_cli.pipeline.sinks import StoreLabels
-from cellseg_cli.pipeline.stream import Stop
+from cellseg_cli.pipeline.stream import Produced, Stop
 from cellseg_cli.pipeline.tiles import Tiles
-from cellseg_cli.store import Store
+from cellseg_cli.store import FieldRow, Store
 
 ONE = RunSettings(threads=1)
 #: Small enough that a field of 4200 px is cut into many tiles by both stages.
@@ -232,3 +234,110 @@ def test_notes_reach_the_user(plate: Path, settings: EmbedSettings, tmp_path: Pa
     assert notes == [
         "the settings for all are taken for fields of types without settings of their own (x: 6)"
     ]
+
+
+# ------------------------------------------------------------------ failure
+
+
+def work_on(store: Store, model: Path, settings: EmbedSettings) -> SegmentWork:
+    how = How(settings_of_fields(store, CUT, CellTypes(), []), Tiles.of(CUT), Labeller(None))
+    network = Network(model, fingerprint(model), settings, Planes())
+    return SegmentWork(EmbedWork(store, network), ClusterWork(store, how, StoreLabels(store)))
+
+
+def test_a_last_step_that_is_repeated(
+    long_plate: Path,
+    model: Path,
+    settings: EmbedSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that dies after the embedding has gone, and before the mark is set."""
+    whole, out = tmp_path / "whole.zarr", tmp_path / "again.zarr"
+    segmented(long_plate, whole, settings, CUT)
+    undisturbed = Store.open(whole)
+    (row,) = (one for one in undisturbed.fields() if one.id == "long")
+    store = Store.create(out, dict(undisturbed.attributes))
+    work, stop = work_on(store, model, settings), Stop()
+    begun = work.begin(row, "mark", stop)
+    for index in range(work.parts(row)):
+        work.part(row, begun, index, stop)
+
+    def die(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ClusterWork, "mark", die)
+        work.finish(row, "mark", begun, stop)
+    assert not (out / "long/embedding").exists()
+    assert not store.has("long", "cluster")
+    work.finish(row, "mark", begun, stop)
+    np.testing.assert_array_equal(store.read_labels("long"), undisturbed.read_labels("long"))
+    assert sorted(path.name for path in (out / "long").iterdir()) == [
+        "cluster.done.json",
+        "labels",
+        "zarr.json",
+    ]
+
+
+def test_a_large_field_that_fails_leaves_no_embedding(
+    long_plate: Path, settings: EmbedSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its second part, when the first one is written."""
+    part = EmbedWork.part
+
+    def second_fails(
+        work: EmbedWork, row: FieldRow, begun: Normalisation, index: int, stop: Stop
+    ) -> Produced:
+        if index == 1:
+            raise InputError("the disk of the images is gone")
+        return part(work, row, begun, index, stop)
+
+    monkeypatch.setattr(EmbedWork, "part", second_fails)
+    out = tmp_path / "labels.zarr"
+    summary = segmented(long_plate, out, settings, CUT)
+    assert [(one.field_id, one.reason) for one in summary.failed] == [
+        ("long", "the disk of the images is gone")
+    ]
+    assert {path.name for path in (out / "long").iterdir()} <= {"zarr.json"}
+
+
+def test_label_images_of_other_settings_go_first(
+    plate: Path, settings: EmbedSettings, tmp_path: Path
+) -> None:
+    """A run that is stopped early leaves only files of its own settings."""
+    out = tmp_path / "labels"
+    segmented(plate, out, settings)
+
+    def stop_at_once(event: Event) -> None:
+        if isinstance(event, FieldDone):
+            raise KeyboardInterrupt
+
+    wanted = SegmentSettings(settings, ClusterSettings(min_area_px=9))
+    with pytest.raises(KeyboardInterrupt):
+        segment(plate, out, wanted, ONE, stop_at_once)
+    marks = (out / STATE).rglob("cluster.done.json")
+    done = {path.parent.relative_to(out / STATE).as_posix() for path in marks}
+    files = {path.relative_to(out).with_suffix("").as_posix() for path in out.rglob("*.tif")}
+    assert files == done
+    assert 1 <= len(done) < 6
+
+
+def test_a_folder_that_another_part_fills_meanwhile(
+    plate: Path, settings: EmbedSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another part makes the store and a first label image while this one looks."""
+    out, other = tmp_path / "labels", tmp_path / "other"
+    segmented(plate, other, settings, run=RunSettings(threads=1, part="1/2"))
+    real = Store.is_at
+
+    def then_filled(path: str | Path) -> bool:
+        there = real(path)
+        if Path(path) == out / STATE and not there:
+            shutil.copytree(other, out, dirs_exist_ok=True)
+        return there
+
+    monkeypatch.setattr(Store, "is_at", staticmethod(then_filled))
+    summary = segmented(plate, out, settings, run=RunSettings(threads=1, part="2/2"))
+    assert (summary.done, summary.exit_code) == (3, 0)
+    assert len(list(out.rglob("*.tif"))) == 6
