@@ -22,10 +22,10 @@ import torch
 import typer
 
 from cellseg_cli.cli.app import build_app
+from cellseg_cli.engine.jobs import read_jobs
 from cellseg_cli.images.synthetic import render_field, render_plate
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, save_model
-from cellseg_cli.pipeline.jobs import read_jobs
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

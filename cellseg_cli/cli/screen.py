@@ -273,7 +273,7 @@ def _progress(pace: Pace) -> str:
 
 def _forecast(event: StagePlanned) -> str:
     """What the plan says beyond fields and bytes; what it does not know is left out."""
-    from cellseg_cli.pipeline.memory import shown  # in the units of --memory
+    from cellseg_cli.engine.memory import shown  # in the units of --memory
 
     parts = []
     if event.plates:

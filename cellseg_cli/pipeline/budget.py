@@ -19,8 +19,8 @@ import numpy as np
 
 from cellseg_cli.arrays import SHARD_PX
 from cellseg_cli.config import EmbedSettings
+from cellseg_cli.engine.memory import shown
 from cellseg_cli.errors import ConfigError
-from cellseg_cli.pipeline.memory import shown
 from cellseg_cli.rows import FieldRow
 from cellseg_cli.tiling import tiles
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from cellseg_cli.config import ClusterSettings, RunSettings
+from cellseg_cli.engine.carriers import carrier
+from cellseg_cli.engine.tasks import Clock, Produced, Stop, Use
 from cellseg_cli.errors import StoreError
-from cellseg_cli.pipeline.carriers import carrier
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
 from cellseg_cli.pipeline.forecast import clustering_forecast, planned
 from cellseg_cli.pipeline.labelling import Labeller
@@ -26,7 +27,6 @@ from cellseg_cli.pipeline.record import Record
 from cellseg_cli.pipeline.settings import CellTypes, FieldSettings, settings_of_fields
 from cellseg_cli.pipeline.sinks import LabelSink, StoreLabels
 from cellseg_cli.pipeline.stage import dry_summary, run_stage
-from cellseg_cli.pipeline.stream import Clock, Produced, Stop, Use
 from cellseg_cli.pipeline.tiles import Place, Tiles, check_whole, cluster_tiles
 from cellseg_cli.store import FieldRow, Store
 

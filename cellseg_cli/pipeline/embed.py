@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cellseg_cli.config import EmbedSettings, RunSettings
-from cellseg_cli.pipeline.carriers import carrier, is_remote, threads_each
+from cellseg_cli.engine.carriers import carrier, is_remote, threads_each
+from cellseg_cli.engine.tasks import thread_count
 from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
 from cellseg_cli.pipeline.forecast import embedding_forecast, planned
@@ -28,7 +29,6 @@ from cellseg_cli.pipeline.request import (
     run_device,
 )
 from cellseg_cli.pipeline.stage import dry_summary, run_stage
-from cellseg_cli.pipeline.stream import thread_count
 from cellseg_cli.pipeline.survey import survey
 from cellseg_cli.store import Store
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from cellseg_cli.arrays import SHARD_PX, Region, slabs
 from cellseg_cli.config import EmbedSettings
+from cellseg_cli.engine.tasks import Clock, Produced, Stop, Use
 from cellseg_cli.errors import CellsegError, CheckpointError, InputError
 from cellseg_cli.images.decode import OpenImage, Planes, open_image, read_image
 from cellseg_cli.images.normalise import (
@@ -30,7 +31,6 @@ from cellseg_cli.images.normalise import (
     survey_regions,
 )
 from cellseg_cli.images.source import Source
-from cellseg_cli.pipeline.stream import Clock, Produced, Stop, Use
 from cellseg_cli.store import FieldRow, Store
 
 if TYPE_CHECKING:

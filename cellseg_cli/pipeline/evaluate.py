@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cellseg_cli import durable
+from cellseg_cli.engine.tasks import FieldWork, Outcome, Produced, Stop, thread_count
+from cellseg_cli.engine.threads import run_fields
 from cellseg_cli.errors import ConfigError, ExitCode, OutputExistsError
 from cellseg_cli.evaluation.grouping import groups_by_cell_type, groups_by_plate, groups_of_fields
 from cellseg_cli.evaluation.scores import (
@@ -37,8 +39,6 @@ from cellseg_cli.evaluation.tables import field_row, scores_document
 from cellseg_cli.images.annotations import Kind
 from cellseg_cli.instances import Instances
 from cellseg_cli.pipeline.events import Failure
-from cellseg_cli.pipeline.stream import FieldWork, Outcome, Produced, Stop, thread_count
-from cellseg_cli.pipeline.threads import run_fields
 from cellseg_cli.store import FieldRow
 
 #: What becomes of a field that only one side has: ``fail`` lists it, ``zero`` scores a

@@ -10,16 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from cellseg_cli.engine.tasks import Failure
 from cellseg_cli.errors import ExitCode
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One field that could not be done: why, for people; the traceback, for the run record."""
-
-    field_id: str
-    reason: str
-    traceback: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellseg_cli.config import EmbedSettings, RunSettings
+from cellseg_cli.engine.memory import Granted, granted_memory, parse_memory, shown
+from cellseg_cli.engine.tasks import thread_count
 from cellseg_cli.pipeline.budget import (
     AtOnce,
     Budget,
@@ -19,9 +21,7 @@ from cellseg_cli.pipeline.budget import (
     segmenting_budget,
 )
 from cellseg_cli.pipeline.events import Emit, Noted, StagePlanned
-from cellseg_cli.pipeline.memory import Granted, granted_memory, parse_memory, shown
 from cellseg_cli.pipeline.plan import Plan
-from cellseg_cli.pipeline.stream import thread_count
 from cellseg_cli.rows import FieldRow
 from cellseg_cli.store import Store
 

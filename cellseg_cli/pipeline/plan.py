@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from cellseg_cli.config import parse_part
-from cellseg_cli.pipeline.calls import each
+from cellseg_cli.engine.calls import each
 from cellseg_cli.pipeline.events import Failure
 from cellseg_cli.store import FORMAT_VERSION, FieldRow, Stage, Store
 

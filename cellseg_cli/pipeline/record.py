@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cellseg_cli import __version__
+from cellseg_cli.engine.tasks import Outcome, peak_rss_bytes, worker_name
 from cellseg_cli.pipeline.events import Beat, Failure, StageFinished, Summary
 from cellseg_cli.pipeline.lines import LineFile
 from cellseg_cli.pipeline.plan import Plan
-from cellseg_cli.pipeline.stream import Outcome, peak_rss_bytes, worker_name
 from cellseg_cli.pipeline.tally import Tally
 from cellseg_cli.store import Stage, Store
 

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from cellseg_cli import __version__
 from cellseg_cli.config import EmbedSettings, RunSettings
+from cellseg_cli.engine.carriers import Carrier, is_here
+from cellseg_cli.engine.tasks import thread_count
 from cellseg_cli.errors import StoreError
 from cellseg_cli.images.decode import Planes
 from cellseg_cli.images.discover import Field, discover
@@ -26,11 +28,9 @@ from cellseg_cli.networks.checkpoint import (
 )
 from cellseg_cli.networks.devices import resolve_device
 from cellseg_cli.networks.predict import check_tiling
-from cellseg_cli.pipeline.carriers import Carrier, is_here
 from cellseg_cli.pipeline.embedding import Network, slabs_of
 from cellseg_cli.pipeline.events import Emit, Noted
 from cellseg_cli.pipeline.plan import Plan
-from cellseg_cli.pipeline.stream import thread_count
 from cellseg_cli.store import FieldRow, Stage, Store
 
 #: What a store keeps of a field.

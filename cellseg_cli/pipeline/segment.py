@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
+from cellseg_cli.engine.carriers import carrier, is_remote, threads_each
+from cellseg_cli.engine.tasks import Clock, Produced, Stop, Use, thread_count
 from cellseg_cli.errors import ConfigError, OutputExistsError
-from cellseg_cli.pipeline.carriers import carrier, is_remote, threads_each
 from cellseg_cli.pipeline.cluster import ClusterWork, How
 from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
@@ -36,7 +37,6 @@ from cellseg_cli.pipeline.request import (
 from cellseg_cli.pipeline.settings import CellTypes, settings_of_fields
 from cellseg_cli.pipeline.sinks import FolderLabels, LabelSink, StoreLabels
 from cellseg_cli.pipeline.stage import dry_summary, run_stage
-from cellseg_cli.pipeline.stream import Clock, Produced, Stop, Use, thread_count
 from cellseg_cli.pipeline.survey import survey
 from cellseg_cli.pipeline.tiles import Tiles, check_whole
 from cellseg_cli.store import FieldRow, Store

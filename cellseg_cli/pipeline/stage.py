@@ -7,8 +7,9 @@ import time
 from functools import partial
 from typing import Protocol
 
+from cellseg_cli.engine.carriers import Carrier
+from cellseg_cli.engine.tasks import Outcome, Work
 from cellseg_cli.errors import StoreWriteError
-from cellseg_cli.pipeline.carriers import Carrier
 from cellseg_cli.pipeline.events import (
     Beat,
     Dashboard,
@@ -23,7 +24,6 @@ from cellseg_cli.pipeline.events import (
 )
 from cellseg_cli.pipeline.plan import Plan
 from cellseg_cli.pipeline.record import Record
-from cellseg_cli.pipeline.stream import Outcome, Work
 from cellseg_cli.store import Store
 
 #: Seconds between two beats, at least.

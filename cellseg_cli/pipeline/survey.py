@@ -26,11 +26,11 @@ from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
+from cellseg_cli.engine.calls import each, timed, together
 from cellseg_cli.errors import InputError, LimitError
 from cellseg_cli.images.decode import ImageHeader, read_header
 from cellseg_cli.images.planes import Planes
 from cellseg_cli.images.source import Field, Source
-from cellseg_cli.pipeline.calls import each, timed, together
 from cellseg_cli.rows import FieldRow
 from cellseg_cli.store import refusal
 

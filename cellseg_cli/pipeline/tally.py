@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from cellseg_cli.engine.tasks import Outcome, worker_name
 from cellseg_cli.pipeline.events import Beat, Failure
-from cellseg_cli.pipeline.stream import Outcome, worker_name
 
 
 class Tally:

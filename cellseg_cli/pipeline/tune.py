@@ -26,6 +26,15 @@ from cellseg_cli.config import (
     read_provenance,
     toml_text,
 )
+from cellseg_cli.engine.tasks import (
+    FieldWork,
+    Outcome,
+    Produced,
+    Stop,
+    peak_rss_bytes,
+    thread_count,
+)
+from cellseg_cli.engine.threads import run_fields
 from cellseg_cli.errors import (
     ConfigError,
     ExitCode,
@@ -57,15 +66,6 @@ from cellseg_cli.pipeline.events import (
 from cellseg_cli.pipeline.plan import plan_clustering
 from cellseg_cli.pipeline.record import versions
 from cellseg_cli.pipeline.settings import CellTypes, Sources, model_of
-from cellseg_cli.pipeline.stream import (
-    FieldWork,
-    Outcome,
-    Produced,
-    Stop,
-    peak_rss_bytes,
-    thread_count,
-)
-from cellseg_cli.pipeline.threads import run_fields
 from cellseg_cli.pipeline.tiles import WHOLE_FIELD_PX
 from cellseg_cli.store import FieldRow, Store
 

@@ -26,11 +26,11 @@ import numpy as np
 import tifffile
 
 from cellseg_cli.config import EmbedSettings
+from cellseg_cli.engine.tasks import thread_count
 from cellseg_cli.images.discover import find_fields
 from cellseg_cli.pipeline.budget import Carrying, NetworkNeeds, embedding_budget
 from cellseg_cli.pipeline.plan import Plan, plan_embedding
 from cellseg_cli.pipeline.request import Request, known_rows, prepared, requested
-from cellseg_cli.pipeline.stream import thread_count
 from cellseg_cli.pipeline.survey import survey
 from cellseg_cli.rows import FieldRow
 from cellseg_cli.store import Store

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellseg_cli.config import EmbedSettings
+from cellseg_cli.engine.memory import Granted
 from cellseg_cli.errors import ConfigError
 from cellseg_cli.pipeline import forecast as forecasting
 from cellseg_cli.pipeline.budget import (
@@ -34,7 +35,6 @@ from cellseg_cli.pipeline.budget import (
 )
 from cellseg_cli.pipeline.events import Event, Failure, Noted, StagePlanned
 from cellseg_cli.pipeline.forecast import Forecast, planned
-from cellseg_cli.pipeline.memory import Granted
 from cellseg_cli.pipeline.plan import Plan
 from cellseg_cli.rows import FieldRow
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from cellseg_cli.engine.tasks import Outcome, Produced, worker_name
 from cellseg_cli.pipeline.events import Beat, Failure
 from cellseg_cli.pipeline.lines import read_lines
 from cellseg_cli.pipeline.plan import Plan
 from cellseg_cli.pipeline.record import Record
-from cellseg_cli.pipeline.stream import Outcome, Produced, worker_name
 from cellseg_cli.pipeline.tally import Tally
 from cellseg_cli.store import FieldRow, Store
 

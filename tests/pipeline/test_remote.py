@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
-from cellseg_cli.pipeline.carriers import Carrier, carrier
+from cellseg_cli.engine.carriers import Carrier, carrier
+from cellseg_cli.engine.tasks import Outcome, Produced, Stop, Use
 from cellseg_cli.pipeline.cluster import cluster_store
 from cellseg_cli.pipeline.embed import embed
 from cellseg_cli.pipeline.segment import SegmentSettings, segment
-from cellseg_cli.pipeline.stream import Outcome, Produced, Stop, Use
 from cellseg_cli.store import FieldRow, Store
 
 TWO = RunSettings(workers=2)

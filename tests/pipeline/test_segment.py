@@ -14,6 +14,7 @@ import tifffile
 
 from cellseg_cli.cli.app import run as run_cli
 from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
+from cellseg_cli.engine.tasks import Produced, Stop
 from cellseg_cli.errors import ConfigError, InputError, OutputExistsError, StoreError
 from cellseg_cli.images.decode import Planes
 from cellseg_cli.images.normalise import Normalisation
@@ -27,7 +28,6 @@ from cellseg_cli.pipeline.labelling import Labeller
 from cellseg_cli.pipeline.segment import STATE, SegmentSettings, SegmentWork, segment
 from cellseg_cli.pipeline.settings import CellTypes, settings_of_fields
 from cellseg_cli.pipeline.sinks import StoreLabels
-from cellseg_cli.pipeline.stream import Produced, Stop
 from cellseg_cli.pipeline.tiles import Tiles
 from cellseg_cli.store import FieldRow, Store
 

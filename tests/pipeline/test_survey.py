@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import tifffile
 
+from cellseg_cli.engine import calls
 from cellseg_cli.errors import InputError
 from cellseg_cli.images.decode import Planes
 from cellseg_cli.images.discover import find_fields
 from cellseg_cli.images.source import Field, Place, Source
-from cellseg_cli.pipeline import calls
 from cellseg_cli.pipeline import survey as surveying
 from cellseg_cli.pipeline.survey import survey
 from cellseg_cli.rows import FieldRow, PlaneFile, read_rows, write_rows

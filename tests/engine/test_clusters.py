@@ -20,12 +20,12 @@ import psutil
 import pytest
 
 from cellseg_cli.config import RunSettings
+from cellseg_cli.engine import clusters
+from cellseg_cli.engine.addresses import LIMIT_BYTES, scheduler_address
+from cellseg_cli.engine.cluster_log import ClusterLog
+from cellseg_cli.engine.clusters import Connection, Patience, cancelled, connected
+from cellseg_cli.engine.memory import Granted
 from cellseg_cli.errors import CellsegError, ClusterError, ConfigError, ExitCode
-from cellseg_cli.pipeline import clusters
-from cellseg_cli.pipeline.addresses import LIMIT_BYTES, scheduler_address
-from cellseg_cli.pipeline.cluster_log import ClusterLog
-from cellseg_cli.pipeline.clusters import Connection, Patience, cancelled, connected
-from cellseg_cli.pipeline.memory import Granted
 
 ROOT = Path(__file__).parents[2]
 SHORT = Patience(connect_s=0.5, workers_s=0.3)
@@ -165,7 +165,7 @@ def stop(number, frame):
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
     from cellseg_cli.config import RunSettings
-    from cellseg_cli.pipeline.clusters import connected
+    from cellseg_cli.engine.clusters import connected
     with connected(RunSettings(workers=1), 1) as connection:
         print(connection.client.run(__import__("os").getpid), flush=True)
         time.sleep(60)
@@ -446,7 +446,7 @@ def test_other_errors_keep_their_first_line() -> None:
 
 def test_dask_is_loaded_when_it_is_needed() -> None:
     code = (
-        "import sys, cellseg_cli.pipeline.clusters as c; c.cancelled\n"
+        "import sys, cellseg_cli.engine.clusters as c; c.cancelled\n"
         "print(sorted({'distributed', 'dask', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from cellseg_cli.config import RunSettings
+from cellseg_cli.engine import jobs
+from cellseg_cli.engine.clusters import connected
+from cellseg_cli.engine.jobs import JobSettings, certificates_in, keywords, read_jobs, submitted
 from cellseg_cli.errors import ClusterError, ConfigError
-from cellseg_cli.pipeline import jobs
-from cellseg_cli.pipeline.clusters import connected
-from cellseg_cli.pipeline.jobs import JobSettings, certificates_in, keywords, read_jobs, submitted
 
 needs_hpc = pytest.mark.skipif(
     importlib.util.find_spec("dask_jobqueue") is None, reason="the extra hpc is not installed"

@@ -20,11 +20,10 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from cellseg_cli.errors import ClusterLostError, StoreWriteError
-from cellseg_cli.pipeline.clusters import cancelled
-from cellseg_cli.pipeline.events import Failure
-from cellseg_cli.pipeline.stream import (
+from cellseg_cli.engine.clusters import cancelled
+from cellseg_cli.engine.tasks import (
     Ended,
+    Failure,
     Job,
     Outcome,
     Produced,
@@ -37,7 +36,8 @@ from cellseg_cli.pipeline.stream import (
     reason,
     worker_name,
 )
-from cellseg_cli.pipeline.threads import Pulse, Seen
+from cellseg_cli.engine.threads import Pulse, Seen
+from cellseg_cli.errors import ClusterLostError, StoreWriteError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -162,7 +162,7 @@ def run_remotely(
 ) -> None:
     """Do ``work`` on every job on the workers of a cluster, and report each outcome.
 
-    Parameters and errors are those of :func:`cellseg_cli.pipeline.threads.run_fields`; the
+    Parameters and errors are those of :func:`cellseg_cli.engine.threads.run_fields`; the
     work and its results must be values that can be sent to another process.
 
     Raises

@@ -2,8 +2,8 @@
 
 A small field is one task.  A field that is worked on in parts is begun (checked, measured, its
 arrays made), done part by part, and finished (marked); the parts may run anywhere and in any
-order.  :mod:`~cellseg_cli.pipeline.threads` carries tasks out in this process and
-:mod:`~cellseg_cli.pipeline.remote` on a dask cluster; what a task does is the same.
+order.  :mod:`~cellseg_cli.engine.threads` carries tasks out in this process and
+:mod:`~cellseg_cli.engine.remote` on a dask cluster; what a task does is the same.
 
 A field that fails is an outcome, not the end: the one broad catch of the program stands here.
 What ends the run is an error of the run itself (a store that cannot be written any more).
@@ -24,10 +24,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 from cellseg_cli.errors import CellsegError, StoreWriteError
-from cellseg_cli.pipeline.events import Failure
 from cellseg_cli.store import FieldRow
 
 Job = tuple[FieldRow, str]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One field that could not be done: why, for people; the traceback, for the run record."""
+
+    field_id: str
+    reason: str
+    traceback: str | None = None
 
 
 @dataclass(frozen=True)

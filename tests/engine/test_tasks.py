@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellseg_cli.config import RunSettings
+from cellseg_cli.engine.tasks import FieldWork, Outcome, Produced, Stop, thread_count
+from cellseg_cli.engine.threads import WINDOW, run_fields
 from cellseg_cli.errors import ConfigError, ExitCode, InputError, StoreWriteError
 from cellseg_cli.pipeline.events import Failure, Summary
 from cellseg_cli.pipeline.plan import of_part
-from cellseg_cli.pipeline.stream import FieldWork, Outcome, Produced, Stop, thread_count
-from cellseg_cli.pipeline.threads import WINDOW, run_fields
 from cellseg_cli.store import FieldRow
 
 

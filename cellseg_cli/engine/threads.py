@@ -1,7 +1,7 @@
 """Carry out the tasks of a run on a bounded number of dask threads of this process.
 
 What ends the run, an error of the run itself or an interrupt, stops the other threads at their
-next :meth:`~cellseg_cli.pipeline.stream.Stop.check` and loses no finished field.
+next :meth:`~cellseg_cli.engine.tasks.Stop.check` and loses no finished field.
 
 Memory: every thread holds one field, or one part of a field, at a time, and nothing but small
 outcomes is kept, so the peak grows neither with the number of fields nor with their size.
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from cellseg_cli.pipeline.stream import (
+from cellseg_cli.engine.tasks import (
     Ended,
     Job,
     Outcome,

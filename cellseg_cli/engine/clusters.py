@@ -8,7 +8,7 @@ Rules.  Nothing here knows what a field is.  dask.distributed is loaded when a c
 asked for, not with this module.  Whoever reaches a dask scheduler can run any code with the
 rights of its user, and so can a scheduler in the programs that connect to it: the scheduler of
 local processes listens on the loopback interface only, that of a batch system speaks TLS
-(:mod:`cellseg_cli.pipeline.jobs`), and ``--scheduler`` is for schedulers one trusts.
+(:mod:`cellseg_cli.engine.jobs`), and ``--scheduler`` is for schedulers one trusts.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellseg_cli.config import RunSettings
-from cellseg_cli.errors import ClusterError, ConfigError
-from cellseg_cli.pipeline.addresses import scheduler_address
-from cellseg_cli.pipeline.cluster_log import ClusterLog, listening
-from cellseg_cli.pipeline.jobs import (
+from cellseg_cli.engine.addresses import scheduler_address
+from cellseg_cli.engine.cluster_log import ClusterLog, listening
+from cellseg_cli.engine.jobs import (
     WORKER_MEMORY,
     WORKER_VARIABLES,
     JobSettings,
@@ -37,8 +36,9 @@ from cellseg_cli.pipeline.jobs import (
     read_jobs,
     submitted,
 )
-from cellseg_cli.pipeline.memory import granted_memory, parse_memory
-from cellseg_cli.pipeline.versions import check_versions, first_line
+from cellseg_cli.engine.memory import granted_memory, parse_memory
+from cellseg_cli.engine.versions import check_versions, first_line
+from cellseg_cli.errors import ClusterError, ConfigError
 
 if TYPE_CHECKING:
     from distributed import Client

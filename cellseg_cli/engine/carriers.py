@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from cellseg_cli.config import RunSettings
-from cellseg_cli.pipeline.stream import Job, Work, thread_count
-from cellseg_cli.pipeline.threads import Pulse, Seen, run_fields
+from cellseg_cli.engine.tasks import Job, Work, thread_count
+from cellseg_cli.engine.threads import Pulse, Seen, run_fields
 
 Carry: TypeAlias = Callable[[Sequence[Job], Work, Seen, Pulse], None]
 
@@ -21,7 +21,7 @@ class Carrier:
     Attributes
     ----------
     carry
-        Does a list of jobs; see :func:`cellseg_cli.pipeline.threads.run_fields`.
+        Does a list of jobs; see :func:`cellseg_cli.engine.threads.run_fields`.
     processes, threads
         Processes that have a network each, and threads of all of them, as the run begins.
     words
@@ -87,8 +87,8 @@ def carrier(run: RunSettings, device: str, tell: Callable[[str], None]) -> Itera
 
         yield Carrier(on_threads, 1, threads, f"{threads} thread{'s' * (threads != 1)}")
         return
-    from cellseg_cli.pipeline.clusters import connected  # loads distributed
-    from cellseg_cli.pipeline.remote import run_remotely
+    from cellseg_cli.engine.clusters import connected  # loads distributed
+    from cellseg_cli.engine.remote import run_remotely
 
     with connected(run, thread_count(run.threads), device=device, tell=tell) as connection:
         client = connection.client

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cellseg_cli.engine import memory
+from cellseg_cli.engine.memory import Granted, granted_memory, parse_memory, shown
 from cellseg_cli.errors import ConfigError
-from cellseg_cli.pipeline import memory
-from cellseg_cli.pipeline.memory import Granted, granted_memory, parse_memory, shown
 
 
 @pytest.mark.parametrize(
