@@ -10,7 +10,7 @@ carry checksums.  Knows nothing of fields, marks or stages.
 Shards are read by zarr and written here, in the layout of its codec ``sharding_indexed``
 (zarr-specs, codec of that name, version 1.0).  zarr would give each chunk to other threads in
 several tasks of an event loop: with it, writing an embedding took 0.09 CPU seconds per
-megapixel, a fifth of what the network takes, against 0.03 now.
+megapixel, a fifth of what the network takes, against 0.04 now.
 
 Arrays that other programs wrote are read here too, by :func:`open_foreign`, by their own rules:
 there a missing chunk means the fill value.

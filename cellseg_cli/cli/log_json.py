@@ -124,6 +124,7 @@ def _document(event: Event, now: datetime) -> dict[str, Any]:
     values = asdict(event)
     values |= values.pop("failure", {})
     if summary := values.pop("summary", None):
+        del summary["forecast"]  # an event of its own has told it
         values = {**summary, "failed": len(summary["failed"]), **values}
     time = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return {"time": time, "event": _snake(type(event).__name__), **values}

@@ -17,6 +17,8 @@ from queue import Empty, SimpleQueue
 _DIED = re.compile(r"Worker process (\d+) (was killed by signal (\d+)|.*)")
 #: Of :mod:`distributed.worker_memory`.
 _TOO_LARGE = re.compile(r"Worker \S+ \(pid=(\d+)\) exceeded \d+% memory budget")
+#: The same module, when the machine is so busy that the process takes its time to end.
+_SLOW = re.compile(r"Worker \S+ \(pid=\d+\) is slow to ")
 
 #: Of :mod:`distributed.scheduler`, also where its workers are on other machines.
 _LEFT = re.compile(r"Remove worker addr: \S+ name: (\S+)")
@@ -30,7 +32,7 @@ _BOOKKEEPING = (
     "Failed to communicate with scheduler during heartbeat",
     "Scheduler was unaware of this worker",
     "Received heartbeat from unregistered worker",
-    "Couldn't gather keys",
+    "Couldn't gather ",  # the result of a task whose worker died just after it
     "Run Failed",  # the versions of workers, which are told
 )
 
@@ -83,6 +85,8 @@ class ClusterLog(logging.Handler):
         if (left := _LEFT.match(message)) and not self._processes_here:
             return f"worker {left[1]} has left; its fields are tried again elsewhere"
         if record.levelno < logging.WARNING or message.startswith(_BOOKKEEPING):
+            return None
+        if _SLOW.match(message):
             return None
         return f"dask: {message.strip().splitlines()[0]}" if message.strip() else None
 

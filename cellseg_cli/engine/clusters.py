@@ -200,6 +200,10 @@ def _local_configuration(folder: str) -> dict[str, Any]:
         "distributed.scheduler.worker-ttl": None,
         # After this time dask gives up a process that it is just starting again.
         "distributed.deploy.lost-worker-timeout": "5 minutes",
+        # Ctrl-C reaches every process of a terminal: this one ends the workers in good order.
+        "distributed.worker.preload": [
+            "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
+        ],
         # Set before a process starts: later it comes too late for libraries and the allocator.
         "distributed.nanny.pre-spawn-environ": {
             **WORKER_VARIABLES,

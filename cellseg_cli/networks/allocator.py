@@ -4,7 +4,7 @@ Each pass takes some hundred megabytes and frees them again, tensor by tensor.  
 returns freed blocks to the system, which clears the same pages again for the next tensor, and
 keeps a heap for each thread, so that no thread can use what another has freed.  One heap that
 keeps what it has had makes a pass of 520×704 px 22 % faster, and one of 1024×1024 px 33 %
-(two threads, the bundled model, median CPU seconds); one field of 4096×4096 px takes 10 % less
+(two threads, the bundled model, median CPU seconds); one field of 4096×4096 px takes 6 % less
 memory at its peak, and one of 8192×8192 px 15 %.
 """
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cellseg_cli.pipeline.request import Request
 
 #: Seconds of a run per second in its network: reading and writing go on beside it.  The floor
-#: is what ``tests/benchmarks/throughput.py`` holds against the bare network, 1 / 0.85.
+#: is what ``tests/benchmarks/streaming`` holds against the bare network, 1 / 0.85.
 BESIDE_NETWORK = 1.18
 
 

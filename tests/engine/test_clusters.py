@@ -414,8 +414,13 @@ def test_a_death_is_told_once() -> None:
     limit = "Worker tcp://127.0.0.1:1 (pid=12) exceeded 95% memory budget. Restarting..."
     lines = heard(
         (logging.WARNING, limit),
+        (
+            logging.WARNING,
+            "Worker tcp://127.0.0.1:1 (pid=12) is slow to accept SIGTERM; sending SIGKILL",
+        ),
         (logging.INFO, "Worker process 12 was killed by signal 15"),
         (logging.WARNING, "Restarting worker (status=Status.running)"),
+        (logging.WARNING, "Couldn't gather 1 keys, rescheduling ('_remotely-1',)"),
         (logging.INFO, "Worker process 13 exited with status 3"),
         (logging.INFO, "Worker process 14 was killed by signal 11"),
     )

@@ -146,14 +146,20 @@ def test_the_signal_of_a_batch_system(
     assert_resumes(program, stage, out, undisturbed[stage], same_results)
 
 
-def test_the_signal_of_a_batch_system_to_all_processes(
-    program: Program, undisturbed: dict[str, Path], same_results: Same, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
+def test_a_signal_to_all_processes(
+    number: signal.Signals,
+    program: Program,
+    undisturbed: dict[str, Path],
+    same_results: Same,
+    tmp_path: Path,
 ) -> None:
+    """From a batch system, or from a terminal: only the main process has something to say."""
     out = tmp_path / "out"
     process = program.begin("segment", out, "--workers", "2")
     wait_for_marks(process, "segment", out)
     started = program.children.below(process.pid)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     code, told = program.end(process)
     assert (code, told[1:]) == (130, [INTERRUPTED])
     assert ends(out) == ["interrupted"]

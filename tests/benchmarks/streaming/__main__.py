@@ -6,11 +6,11 @@ From the root of the repository::
 
 fields
     ``segment`` and ``embed`` of ``--fields`` (2000) and of ``--few`` (200) separate files of
-    520×704 px: peak memory of the one over that of the other (limit 1.1), and megapixels per
-    second over those of the bare network on the same cores (limit 0.85): the same weights in the
-    same precision, a thread per core that does nothing but passes of one such field.  The bare
-    network runs for ``--bare-s`` seconds before, between and after.  Takes up to 12 GB of disk
-    for the time of the run.
+    520×704 px: peak memory of the one over that of the other (limit 1.1; the other runs three
+    times and its median counts), and megapixels per second over those of the bare network on the
+    same cores (limit 0.85): the same weights in the same precision, a thread per core that does
+    nothing but passes of one such field.  The bare network runs for ``--bare-s`` seconds before,
+    between and after.  Takes up to 12 GB of disk for the time of the run.
 large
     One field of ``--side`` (16384) px squared and one of ``--small`` (4096) px squared, as
     uncompressed and as tiled, deflated TIFF: peak memory of ``embed``, ``cluster`` and ``segment``
