@@ -23,7 +23,7 @@ from cellseg_cli.pipeline.events import Emit, Noted, Summary
 from cellseg_cli.pipeline.forecast import clustering_forecast, planned
 from cellseg_cli.pipeline.labelling import Labeller
 from cellseg_cli.pipeline.plan import of_part, plan_clustering, retrying
-from cellseg_cli.pipeline.record import Record
+from cellseg_cli.pipeline.record import Record, plain
 from cellseg_cli.pipeline.settings import CellTypes, FieldSettings, settings_of_fields
 from cellseg_cli.pipeline.sinks import LabelSink, StoreLabels
 from cellseg_cli.pipeline.stage import dry_summary, run_stage
@@ -85,7 +85,8 @@ def cluster_store(
         return dry_summary(plan, told_first)
     told: dict[str, Any] = {"cell_type": types.everywhere, "types": types.table}
     told |= {"tile_px": settings.tile_px, "overlap_px": settings.overlap_px}
-    record = Record("cluster", run.part, {**asdict(chosen.overall), **told, **asdict(run)}, plan)
+    told |= {"run": plain(run)}
+    record = Record("cluster", run.part, {**asdict(chosen.overall), **told}, plan)
     record.model = store.attributes.get("embed", {}).get("model")
     record.device = how.labeller.device
     with carrier(run, run.device, lambda line: emit(Noted("cluster", line))) as by:

@@ -18,7 +18,7 @@ from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
 from cellseg_cli.pipeline.forecast import embedding_forecast, planned
 from cellseg_cli.pipeline.plan import of_part, plan_embedding, retrying
-from cellseg_cli.pipeline.record import Record
+from cellseg_cli.pipeline.record import Record, plain
 from cellseg_cli.pipeline.request import (
     check_same,
     filling,
@@ -83,7 +83,7 @@ def embed(
         return dry_summary(plan, told)
     with carrier(run, settings.device, lambda line: emit(Noted("embed", line))) as by:
         device = run_device(network, by) if plan.to_do else None  # before anything is written
-        record = Record("embed", run.part, {**asdict(settings), **asdict(run)}, plan)
+        record = Record("embed", run.part, {**asdict(settings), "run": plain(run)}, plan)
         record.model, record.device = request.fingerprint, device
         store = prepared(store, out, request, rows, overwrite=run.overwrite)
         work = EmbedWork(store if by.here else store.absolute(), network)

@@ -20,13 +20,14 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from cellseg_cli import __version__
+from cellseg_cli.config import RunSettings
 from cellseg_cli.engine.tasks import Outcome, peak_rss_bytes, worker_name
 from cellseg_cli.pipeline.events import Beat, Failure, StageFinished, Summary
 from cellseg_cli.pipeline.lines import LineFile
@@ -146,7 +147,7 @@ class Record:
             "workers": self.workers,
             "carried": self.carried,
             "batch_size": self.batch_size,
-            "settings": {name: _plain(value) for name, value in self.settings.items()},
+            "settings": dict(self.settings),
             "counts": {
                 "planned": self.plan.fields,
                 "done": summary.done,
@@ -222,8 +223,10 @@ def _failed(failure: Failure) -> dict[str, Any]:
     return {"outcome": "failed", "reason": failure.reason, "traceback": failure.traceback}
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+def plain(run: RunSettings) -> dict[str, Any]:
+    """How a run was carried out, as JSON can carry it."""
+    values = asdict(run)
+    return {name: str(one) if isinstance(one, Path) else one for name, one in values.items()}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -24,7 +24,7 @@ from cellseg_cli.pipeline.events import Emit, Noted, Summary
 from cellseg_cli.pipeline.forecast import planned, segmenting_forecast
 from cellseg_cli.pipeline.labelling import Labeller
 from cellseg_cli.pipeline.plan import of_part, plan_segmenting, retrying
-from cellseg_cli.pipeline.record import Record
+from cellseg_cli.pipeline.record import Record, plain
 from cellseg_cli.pipeline.request import (
     check_same,
     filling,
@@ -172,7 +172,7 @@ def _told(settings: SegmentSettings, how: How, run: RunSettings) -> dict[str, An
     tiles = {"tile_px": settings.cluster.tile_px, "overlap_px": settings.cluster.overlap_px}
     types = {"cell_type": settings.types.everywhere, "types": settings.types.table}
     clustering = {**asdict(how.chosen.overall), **tiles, **types}
-    return {"embed": asdict(settings.embed), "cluster": clustering, **asdict(run)}
+    return {"embed": asdict(settings.embed), "cluster": clustering, "run": plain(run)}
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ from cellseg_cli.pipeline.events import (
     Summary,
 )
 from cellseg_cli.pipeline.plan import plan_clustering
-from cellseg_cli.pipeline.record import versions
+from cellseg_cli.pipeline.record import plain, versions
 from cellseg_cli.pipeline.settings import CellTypes, Sources, model_of
 from cellseg_cli.pipeline.tiles import WHOLE_FIELD_PX
 from cellseg_cli.store import FieldRow, Store
@@ -398,7 +398,7 @@ def _record(store: Store, settings: ClusterSettings, run: RunSettings, tuned: Tu
         "versions": versions(),
         "model_fingerprint": model_of(store),
         "threads": thread_count(run.threads),
-        "settings": {**asdict(settings), **asdict(run)},
+        "settings": {**asdict(settings), "run": plain(run)},
         **tuned.document,
     }
     return str(store.write_record(f"{ended:%Y%m%dT%H%M%S.%fZ}-tune-{os.getpid()}", content))

@@ -93,7 +93,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def embed(model: Path) -> list[str]:
     """`embed images --out emb.zarr`, quiet, with the small model."""
-    chosen = ["--model", str(model), "--device", "cpu", "--workers", "1", "--quiet"]
+    chosen = ["--model", str(model), "--device", "cpu", "--threads", "1", "--quiet"]
     return ["embed", "images", "--out", "emb.zarr", *chosen]
 
 

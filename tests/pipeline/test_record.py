@@ -11,16 +11,20 @@ from typing import Any
 
 import pytest
 
+from cellseg_cli.config import RunSettings
 from cellseg_cli.engine.tasks import Outcome, Produced, worker_name
 from cellseg_cli.pipeline.events import Beat, Failure
 from cellseg_cli.pipeline.lines import read_lines
 from cellseg_cli.pipeline.plan import Plan
-from cellseg_cli.pipeline.record import Record
+from cellseg_cli.pipeline.record import Record, plain
 from cellseg_cli.pipeline.tally import Tally
 from cellseg_cli.store import FieldRow, Store
 
 UNUSABLE = Failure("zz", "z.tif: is empty (0 bytes)")
 BAD = Outcome("c", 0.125, failure=Failure("c", "ValueError: odd", "Traceback\n  a\n  b"))
+
+
+RUN = RunSettings(cluster="slurm", cluster_config=Path("a/b"))
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def plan(fields: int = 0) -> Plan:
 
 
 def record(**more: Any) -> Record:
-    return Record("embed", "1/2", {"tile_px": 64, "table": Path("a/b")}, plan(3), **more)
+    return Record("embed", "1/2", {"tile_px": 64, "run": plain(RUN)}, plan(3), **more)
 
 
 def good(field_id: str, seconds: float, **more: Any) -> Outcome:
@@ -80,7 +84,9 @@ def test_the_sums(store: Store) -> None:
     assert told["peak_rss_bytes_by_worker"] == {"node1:5": 300, "node2:9": 200}
     assert told["peak_rss_bytes"] > 10**7
     assert (told["batch_size"], told["carried"]) == (8, "2 processes of 1 thread")
-    assert told["settings"] == {"tile_px": 64, "table": str(Path("a/b"))}
+    assert told["settings"]["tile_px"] == 64
+    carried = told["settings"]["run"]
+    assert (carried["cluster"], carried["cluster_config"]) == ("slurm", str(Path("a/b")))
     # 3 fields, 0.003 MP, and 7 busy seconds on each of two devices, in ten seconds and a little
     assert told["fields_per_s"] == pytest.approx(0.3, rel=0.1)
     assert told["megapixels_per_s"] == pytest.approx(0.0003, rel=0.4)  # four digits are kept
