@@ -51,8 +51,8 @@ def tiles(
 ) -> tuple[Tile, ...]:
     """Return the tiles of a field, row by row.
 
-    Windows are at most `tile_px` on a side and reach `halo_px` beyond their
-    core on every side that is not the field's own border.
+    Windows are at most `tile_px` on a side and reach `halo_px` or more beyond
+    their core on every side that is not the field's own border.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def tiles(
         Along a side longer than this no core crosses a multiple of it: from one multiple to
         the next there are as few cores as fit with a halo on both sides, as equal as multiples
         of one unit can be (the greatest common divisor of `tile_px`, `halo_px`, `align_px` and
-        64 px).  None: no side is long.
+        64 px), and windows are equally long, but for less than a unit.  None: no side is long.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def _aligned_spans(
     """Return (window, core) along a long axis; see :func:`tiles`."""
     unit = math.gcd(tile_px, halo_px, align_px, CORE_UNIT_PX)
     most = tile_px - 2 * halo_px
-    spans = []
+    cores = []
     for slab_start in range(0, length, align_px):
         slab_stop = min(slab_start + align_px, length)
         units = math.ceil((slab_stop - slab_start) / unit)
@@ -101,10 +101,16 @@ def _aligned_spans(
         for index in range(count):
             # the first units % count cores are one unit longer than the others
             stop = min(start + unit * (units // count + (index < units % count)), slab_stop)
-            window = slice(max(start - halo_px, 0), min(stop + halo_px, length))
-            spans.append((window, slice(start, stop)))
+            cores.append(slice(start, stop))
             start = stop
-    return spans
+    # one size for all, so that all fit one pass, and what one pass frees the next can use
+    window = math.ceil(max(core.stop - core.start for core in cores) / unit) * unit + 2 * halo_px
+    last = max(0, math.ceil((length - window) / unit) * unit)
+    starts = [min(max(core.start - halo_px, 0), last) for core in cores]
+    return [
+        (slice(start, min(start + window, length)), core)
+        for start, core in zip(starts, cores, strict=True)
+    ]
 
 
 def _spans(length: int, tile_px: int, halo_px: int) -> list[tuple[slice, slice]]:
