@@ -23,7 +23,9 @@ Sets = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=0, help="Fields at a time in each process; 0: one per core."),
+    typer.Option(
+        "--threads", min=0, help="Fields at a time in each process; 0: as many as fill the device."
+    ),
 ]
 Workers = Annotated[
     int | None,

@@ -54,10 +54,10 @@ def is_remote(run: RunSettings) -> bool:
     return bool(run.scheduler or run.cluster)
 
 
-def threads_each(run: RunSettings) -> int:
-    """Threads in each process of this machine; 1 where processes were started elsewhere."""
+def threads_each(run: RunSettings) -> int | None:
+    """Threads in each process of this machine; None where processes were started elsewhere."""
     if is_remote(run):
-        return 1
+        return None
     return run.threads or max(1, thread_count(0) // max(1, run.workers))
 
 

@@ -44,6 +44,8 @@ WORKER_MEMORY: dict[str, float] = {
 WORKER_VARIABLES = {
     # Memory of large arrays goes back to the system instead of adding up.
     "MALLOC_TRIM_THRESHOLD_": "65536",
+    # One heap for all threads, see cellseg_cli.networks.allocator.
+    "MALLOC_ARENA_MAX": "1",
     # Each thread works on a field of its own; libraries must not start more of them.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellseg_cli.errors import ConfigError, InputError, LimitError
+from cellseg_cli.networks.allocator import Litter
 from cellseg_cli.networks.architecture import Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, find_model, fingerprint, load_model
 from cellseg_cli.networks.crew import Crew
@@ -124,8 +125,8 @@ class Predictor:
     pooled
         Whether tiles of several threads share passes; None: on accelerators only.
     cores
-        Passes at a time on the CPU, all of them for the tiles of a field that is alone; 1: every
-        thread passes the tiles that it brings, one by one.
+        Passes at a time on the CPU, all of them for the tiles of a field that is alone; None:
+        every thread passes the tiles that it brings, one by one.
     """
 
     def __init__(
@@ -139,14 +140,14 @@ class Predictor:
         batch_size: int = 0,
         model_fingerprint: str = "",
         pooled: bool | None = None,
-        cores: int = 1,
+        cores: int | None = None,
     ) -> None:
         check_tiling(header.architecture.stride, tile_px, halo_px, batch_size)
         target = resolve_device(device)
         self._network = Network(model, target)
         self._tile_px, self._halo_px = tile_px, halo_px
-        self._meter = Meter()
-        self._crew = Crew(cores) if cores > 1 else None
+        self._meter, self._litter = Meter(), Litter()
+        self._crew = Crew(cores) if cores else None
         self._pool: Pool | None = None
         if target.type != "cpu" if pooled is None else pooled:
             lane = HostLane(self._network) if target.type == "cpu" else CudaLane(self._network)
@@ -165,7 +166,7 @@ class Predictor:
         tile_px: int = 1024,
         halo_px: int = 64,
         batch_size: int = 0,
-        cores: int = 1,
+        cores: int | None = None,
     ) -> Predictor:
         """Return the predictor of a bundled model's name or a model file."""
         path = find_model(model)
@@ -189,7 +190,7 @@ class Predictor:
         tile_px: int = 1024,
         halo_px: int = 64,
         batch_size: int = 0,
-        cores: int = 1,
+        cores: int | None = None,
     ) -> Predictor:
         """Return the one predictor of this process for these arguments; safe for threads.
 
@@ -263,7 +264,7 @@ class Predictor:
         ----------
         read
             Called with rows and columns of the field on the calling thread, once for each tile,
-            row by row; the parts overlap by twice the halo and reach a halo beyond the region.
+            row by row; the parts overlap by twice the halo or more and reach beyond the region.
         shape
             Height and width of the whole field, pixels.
         region
@@ -287,7 +288,7 @@ class Predictor:
         for tile, rounded in self._embedded(read, self._plan(shape, region), keep=False):
             place, core = _place(tile, region), (slice(None), *tile.core_in_window)
             values[place] = rounded.values.numpy()[core]
-            finite = finite and bool(np.isfinite(values[place]).all())
+            finite = finite and _is_finite(rounded.values)
             if classes is not None and rounded.classes is not None:
                 classes[place] = rounded.classes.numpy()[core]
         self._check_finite(finite)
@@ -393,11 +394,18 @@ class Predictor:
         with _single_thread():
             values, classes = self._network(torch.from_numpy(crop)[None])
         self._meter.add(time.perf_counter() - started, [1], crop[0].size)
+        self._litter.after_pass(crop[0].size)
         return Rounded(values[0], None if classes is None else classes[0])
 
 
 _resident: dict[tuple[object, ...], Predictor] = {}
 _resident_lock = threading.Lock()
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all of (…) float16 are finite; on their bits, a tenth of the time of isfinite()."""
+    exponent = 0x7C00
+    return bool(values.view(torch.int16).bitwise_and(0x7FFF).max() < exponent)
 
 
 def _meet(core: Region, region: Region) -> bool:

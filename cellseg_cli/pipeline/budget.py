@@ -111,12 +111,20 @@ class Carrying:
         Whether these are other processes than the one that hands it out.
     accelerator
         Whether the network is not on the CPU.
+    passes
+        Of the network at a time on the CPU of each process; None: one for each thread.
     """
 
     threads: int
     processes: int = 1
     apart: bool = False
     accelerator: bool = False
+    passes: int | None = None
+
+    @property
+    def at_once(self) -> int:
+        """Threads that are in the network at the same time."""
+        return min(self.threads, self.passes or self.threads)
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,8 @@ class Budget:
         Of that window, and its pixels; 0 where the network is not on the CPU.
     helpers
         Windows of a process beyond one for each thread: where fields or slabs are fewer than the
-        threads that were asked for, several tiles of one are in the network at a time.
+        threads that were asked for, several tiles of one are in the network at a time.  Below 0
+        where there are more threads than passes at a time.
     tile_px, halo_px
         The largest side of a window, and its rim; 0 for a stage without a network.
     batch_size
@@ -340,7 +349,7 @@ def _with_network(
     plans = [
         (tiles(shape, tile_px=tile_px, halo_px=halo_px), count) for shape, count in shapes.items()
     ]
-    tiles_each = _busy(carrying, sum(count * len(plan) for plan, count in plans)).threads
+    tiles_each = _busy(carrying, sum(count * len(plan) for plan, count in plans)).at_once
     carrying = _busy(carrying, sum(count * _slabs(shape) for shape, count in shapes.items()))
     # image as it is cut out, and as the network takes it; what it gives, in float32 and rounded
     crop = 8 * needs.in_channels + 6 * needs.components + 5 * needs.classes

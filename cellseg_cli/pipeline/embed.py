@@ -14,6 +14,7 @@ from pathlib import Path
 from cellseg_cli.config import EmbedSettings, RunSettings
 from cellseg_cli.engine.carriers import carrier, is_remote, threads_each
 from cellseg_cli.engine.tasks import thread_count
+from cellseg_cli.networks.allocator import keep_freed_memory
 from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
 from cellseg_cli.pipeline.forecast import embedding_forecast, planned
@@ -64,6 +65,7 @@ def embed(
     -----
     Failed fields have no mark, so that the next run tries them again.
     """
+    keep_freed_memory()  # before any thread takes memory
     out = Path(out)
     request = requested(source, settings, "embeddings")
     fields = found_fields(source, settings, request.planes, "embed", emit)
@@ -75,9 +77,9 @@ def embed(
     plan = plan_embedding(of_part(rows, run.part), request.identity, store, redo=run.overwrite)
     if run.retry_failed:
         plan = retrying(plan, store, "embed")
-    network = request.network(settings, claims=is_remote(run), threads=threads_each(run))
+    network = request.network(settings, claims=is_remote(run), passes=threads_each(run))
     run = filling(run, network, plan)
-    forecast = embedding_forecast(plan, request, settings, run)
+    forecast = embedding_forecast(plan, request, network, run)
     told = planned(plan, "embed", out, forecast, emit, dry_run=run.dry_run)
     if run.dry_run:
         return dry_summary(plan, told)
@@ -85,6 +87,7 @@ def embed(
         device = run_device(network, by) if plan.to_do else None  # before anything is written
         record = Record("embed", run.part, {**asdict(settings), "run": plain(run)}, plan)
         record.model, record.device = request.fingerprint, device
+        record.passes = network.passes
         store = prepared(store, out, request, rows, overwrite=run.overwrite)
         work = EmbedWork(store if by.here else store.absolute(), network)
         return run_stage(store, plan, record, work, by, emit)

@@ -51,9 +51,8 @@ class Network:
         What to take of a stack.
     claims
         Whether each process takes an accelerator of its own.
-    threads
-        That bring fields in each process, and on the CPU its passes at a time; 1 where the
-        number is not known.
+    passes
+        At a time on the CPU of each process; None: as many as threads bring fields.
     """
 
     path: Path
@@ -61,7 +60,7 @@ class Network:
     settings: EmbedSettings
     planes: Planes
     claims: bool = False
-    threads: int = 1
+    passes: int | None = None
 
     @property
     def predictor(self) -> Predictor:
@@ -79,7 +78,7 @@ class Network:
             tile_px=self.settings.tile_px,
             halo_px=self.settings.halo_px,
             batch_size=self.settings.batch_size,
-            cores=self.threads,
+            cores=self.passes,
         )
         if predictor.fingerprint != self.fingerprint:
             raise CheckpointError(

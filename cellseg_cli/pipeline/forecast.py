@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellseg_cli.config import EmbedSettings, RunSettings
+from cellseg_cli.config import RunSettings
 from cellseg_cli.engine.memory import Granted, granted_memory, parse_memory, shown
 from cellseg_cli.engine.tasks import thread_count
 from cellseg_cli.pipeline.budget import (
@@ -27,6 +27,7 @@ from cellseg_cli.store import Store
 
 if TYPE_CHECKING:
     from cellseg_cli.pipeline.cluster import How
+    from cellseg_cli.pipeline.embedding import Network
     from cellseg_cli.pipeline.request import Request
 
 #: Seconds of a run per second in its network: reading and writing go on beside it.  The floor
@@ -57,7 +58,7 @@ class Forecast:
 
 
 def embedding_forecast(
-    plan: Plan, request: Request, settings: EmbedSettings, run: RunSettings
+    plan: Plan, request: Request, network: Network, run: RunSettings
 ) -> Forecast:
     """What ``embed`` will need; with ``run.dry_run`` how long it will take too.
 
@@ -66,19 +67,19 @@ def embedding_forecast(
     DeviceError, ConfigError
         The device is not there, or none.
     """
-    carrying, needs = _network(request, settings, run)
-    budget = embedding_budget([row for row, _ in plan.to_do], needs, settings, carrying)
-    return _forecast(budget, run, _calibrated(budget, request, settings, run))
+    carrying, needs = _network(request, network, run)
+    budget = embedding_budget([row for row, _ in plan.to_do], needs, network.settings, carrying)
+    return _forecast(budget, run, _calibrated(budget, network, run))
 
 
 def segmenting_forecast(
-    plan: Plan, request: Request, settings: EmbedSettings, run: RunSettings, how: How
+    plan: Plan, request: Request, network: Network, run: RunSettings, how: How
 ) -> Forecast:
     """What ``segment`` will need, as :func:`embedding_forecast`."""
-    carrying, needs = _network(request, settings, run)
+    carrying, needs = _network(request, network, run)
     rows = [row for row, _ in plan.to_do]
-    budget = segmenting_budget(rows, needs, settings, carrying, _clusters(how))
-    return _forecast(budget, run, _calibrated(budget, request, settings, run))
+    budget = segmenting_budget(rows, needs, network.settings, carrying, _clusters(how))
+    return _forecast(budget, run, _calibrated(budget, network, run))
 
 
 def clustering_forecast(plan: Plan, store: Store, run: RunSettings, how: How) -> Forecast:
@@ -109,34 +110,32 @@ def _carrying(run: RunSettings, *, accelerator: bool) -> Carrying:
     return Carrying(run.threads or cores, accelerator=accelerator)
 
 
-def _network(
-    request: Request, settings: EmbedSettings, run: RunSettings
-) -> tuple[Carrying, NetworkNeeds]:
+def _network(request: Request, network: Network, run: RunSettings) -> tuple[Carrying, NetworkNeeds]:
     import torch
 
     from cellseg_cli.networks.devices import resolve_device
     from cellseg_cli.pipeline.calibrate import network_needs
 
-    device = resolve_device(settings.device) if _is_local(run) else torch.device("cpu")
+    wanted = network.settings.device
+    device = resolve_device(wanted) if _is_local(run) else torch.device("cpu")
     needs = network_needs(request.header.architecture, device)
-    return _carrying(run, accelerator=device.type != "cpu"), needs
+    carrying = _carrying(run, accelerator=device.type != "cpu")
+    return replace(carrying, passes=network.passes), needs
 
 
-def _calibrated(
-    budget: Budget, request: Request, settings: EmbedSettings, run: RunSettings
-) -> float | None:
+def _calibrated(budget: Budget, network: Network, run: RunSettings) -> float | None:
     """Seconds per megapixel of all processes together, for plans that are only told."""
     if not (run.dry_run and budget.tiles and _is_local(run)):
         return None
     from cellseg_cli.pipeline.calibrate import seconds_per_megapixel
 
-    predictor = request.network(settings, claims=False).predictor
-    carrying, tile_px = budget.carrying, settings.tile_px
+    predictor = network.predictor
+    carrying, tile_px = budget.carrying, network.settings.tile_px
     if carrying.accelerator:  # each process has its own
         alone = seconds_per_megapixel(predictor, tile_px=tile_px, threads=carrying.threads)
         return alone / carrying.processes
     # the cores are the same, whichever process a thread belongs to
-    threads = carrying.threads * carrying.processes
+    threads = carrying.at_once * carrying.processes
     return seconds_per_megapixel(predictor, tile_px=tile_px, threads=threads)
 
 

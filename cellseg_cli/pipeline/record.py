@@ -49,6 +49,8 @@ class Record:
         In words, who does the work: threads of this process, processes, or a scheduler.
     devices
         Networks that work side by side: one for each process that has one.
+    passes
+        Of the network at a time on the CPU of each process; None: one for each thread.
     batch_size
         Tiles in a pass of the network; None for a stage without one.
     """
@@ -62,6 +64,7 @@ class Record:
     workers: int = 1
     carried: str | None = None
     devices: int = 1
+    passes: int | None = None
     batch_size: int | None = None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     clock: float = field(default_factory=time.perf_counter)

@@ -33,6 +33,9 @@ from cellseg_cli.pipeline.events import Emit, Noted
 from cellseg_cli.pipeline.plan import Plan
 from cellseg_cli.store import FieldRow, Stage, Store
 
+#: Pixels of a field above which reading and writing it is a small part of the work.
+LIGHT_PX = 2 << 20
+
 #: What a store keeps of a field.
 Keeps = Literal["embeddings", "labels"]
 
@@ -75,11 +78,11 @@ class Request:
         """The stage whose mark says that a field is there."""
         return "embed" if self.keeps == "embeddings" else "cluster"
 
-    def network(self, settings: EmbedSettings, *, claims: bool, threads: int = 1) -> Network:
-        """What the processes of the run load; ``claims``, ``threads`` as in :class:`Network`."""
+    def network(self, settings: EmbedSettings, *, claims: bool, passes: int | None) -> Network:
+        """What the processes of the run load; ``claims``, ``passes`` as in :class:`Network`."""
         bundled = settings.model in bundled_models()  # installed elsewhere on other machines
         path = Path(settings.model) if bundled else self.path.absolute()
-        return Network(path, self.fingerprint, settings, self.planes, claims, threads)
+        return Network(path, self.fingerprint, settings, self.planes, claims, passes)
 
 
 def requested(source: str | Path, settings: EmbedSettings, keeps: Keeps) -> Request:
@@ -251,15 +254,19 @@ def _remembered(row: FieldRow, earlier: FieldRow | None) -> FieldRow:
 
 
 def filling(run: RunSettings, network: Network, plan: Plan) -> RunSettings:
-    """The settings of a run in this process with as many threads as fill its accelerator.
+    """The settings of a run in this process with as many threads as fill its device.
 
-    What the user has set stays; on the CPU there is a thread for each core.
+    What the user has set stays.  On the CPU one thread more than there are cores reads or writes
+    a field while the others compute; where fields are large that takes too little of their time
+    to be worth the memory.
     """
     small = [row for row, _ in plan.to_do if not slabs_of(row)]
     if run.threads or not is_here(run) or not small:
         return run
     if resolve_device(network.settings.device).type == "cpu":
-        return run
+        cores = thread_count(0)
+        spare = len(small) > cores and all(row.pixels <= LIGHT_PX for row, _ in plan.to_do)
+        return replace(run, threads=cores + 1) if spare else run
     shape, _ = Counter((row.height or 1, row.width or 1) for row in small).most_common(1)[0]
     wanted = network.predictor.fields_at_once(shape)
     return replace(run, threads=max(thread_count(0), wanted))

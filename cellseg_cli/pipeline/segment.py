@@ -18,6 +18,7 @@ from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
 from cellseg_cli.engine.carriers import carrier, is_remote, threads_each
 from cellseg_cli.engine.tasks import Clock, Produced, Stop, Use, thread_count
 from cellseg_cli.errors import ConfigError, OutputExistsError
+from cellseg_cli.networks.allocator import keep_freed_memory
 from cellseg_cli.pipeline.cluster import ClusterWork, How
 from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
@@ -121,6 +122,7 @@ def segment(
     ClusterError
         The processes that were to do the work cannot be had, or are gone.
     """
+    keep_freed_memory()  # before any thread takes memory
     output = _Output.at(Path(out), overwrite=run.overwrite)
     request = requested(source, settings.embed, "labels")
     fields = found_fields(source, settings.embed, request.planes, "segment", emit)
@@ -145,9 +147,9 @@ def segment(
     )
     if run.retry_failed:
         plan = retrying(plan, store, "cluster")
-    network = request.network(settings.embed, claims=is_remote(run), threads=threads_each(run))
+    network = request.network(settings.embed, claims=is_remote(run), passes=threads_each(run))
     run = filling(run, network, plan)
-    forecast = segmenting_forecast(plan, request, settings.embed, run, how)
+    forecast = segmenting_forecast(plan, request, network, run, how)
     told = planned(plan, "segment", Path(out), forecast, emit, dry_run=run.dry_run)
     if run.dry_run:
         return dry_summary(plan, told)
@@ -155,6 +157,7 @@ def segment(
         device = run_device(network, by) if plan.to_do else None  # before anything is written
         record = Record("segment", run.part, _told(settings, how, run), plan)
         record.model, record.device = request.fingerprint, device
+        record.passes = network.passes
         earlier = {row.id for row in store.fields()} if store and run.overwrite else set()
         store = prepared(store, output.state, request, rows, overwrite=run.overwrite)
         sink = output.sink(store)

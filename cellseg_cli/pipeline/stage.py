@@ -51,7 +51,8 @@ def run_stage(
     The record is written however the run ends; an error or interrupt passes on.
     """
     on_cpu = record.device is None or record.device == "cpu"
-    record.devices = carrier.threads if on_cpu else carrier.processes
+    passes = min(carrier.threads, carrier.processes * (record.passes or carrier.threads))
+    record.devices = passes if on_cpu else carrier.processes
     record.workers, record.carried = carrier.threads, carrier.words
     pulse = _Pulse(record, carrier, emit)
     try:

@@ -57,6 +57,21 @@ def by_seeds(row: FieldRow) -> AtOnce:
 # -- how much -------------------------------------------------------------------------------
 
 
+def test_a_spare_thread_holds_a_field_but_no_window_of_the_network() -> None:
+    usual = embedding_budget(rows(9, 520, 704), NEEDS, DEFAULT, Carrying(2, passes=2))
+    spare = embedding_budget(rows(9, 520, 704), NEEDS, DEFAULT, Carrying(3, passes=2))
+    assert (
+        usual.bytes_total
+        == embedding_budget(rows(9, 520, 704), NEEDS, DEFAULT, Carrying(2)).bytes_total
+    )
+    assert spare.bytes_total - usual.bytes_total == spare.thread_bytes
+    assert (Carrying(3, passes=2).at_once, Carrying(3).at_once, Carrying(1, passes=2).at_once) == (
+        2,
+        3,
+        1,
+    )
+
+
 def test_processes_and_threads_add_up() -> None:
     budget = Budget("embed", Carrying(4, 2, apart=True), 1000, 30, 0, window_bytes=70)
     assert budget.bytes_per_thread == 100

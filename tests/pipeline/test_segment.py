@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from cellseg_cli.pipeline.embedding import EmbedWork, Network
 from cellseg_cli.pipeline.events import Event, FieldDone, Noted, Summary
 from cellseg_cli.pipeline.export import Export, export_store
 from cellseg_cli.pipeline.labelling import Labeller
+from cellseg_cli.pipeline.plan import Plan
+from cellseg_cli.pipeline.request import filling
 from cellseg_cli.pipeline.segment import STATE, SegmentSettings, SegmentWork, segment
 from cellseg_cli.pipeline.settings import CellTypes, settings_of_fields
 from cellseg_cli.pipeline.sinks import StoreLabels
@@ -234,6 +237,46 @@ def test_notes_reach_the_user(plate: Path, settings: EmbedSettings, tmp_path: Pa
     assert notes == [
         "the settings for all are taken for fields of types without settings of their own (x: 6)"
     ]
+
+
+def test_a_spare_thread_reads_and_writes_where_fields_are_small(
+    plate: Path,
+    model: Path,
+    settings: EmbedSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the record: a thread more than cores, of which no more than cores are in the network."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    embed(plate, tmp_path / "a.zarr", settings, RunSettings(), ignore)
+    embed(plate, tmp_path / "b.zarr", settings, RunSettings(threads=2), ignore)
+    (record,) = (tmp_path / "a.zarr/.cellseg/runs").glob("*.json")
+    told = json.loads(record.read_text())
+    assert told["carried"] == "3 threads"
+    ours, others = Store.open(tmp_path / "a.zarr"), Store.open(tmp_path / "b.zarr")
+    for row in ours.fields():
+        for one, other in zip(
+            ours.read_embedding(row.id), others.read_embedding(row.id), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_which_runs_get_a_spare_thread(
+    model: Path, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    network = Network(model, fingerprint(model), settings, Planes())
+
+    def threads(count: int, side: int, run: RunSettings = RunSettings()) -> int:
+        rows = (FieldRow(f"f{n}", f"{n}.tif", 1, 1, side, side) for n in range(count))
+        return filling(run, network, Plan(tuple((row, "") for row in rows), (), (), ())).threads
+
+    assert threads(9, 1448) == 3
+    assert threads(9, 1449) == 0  # over 2 Mpx: as many as cores
+    assert threads(2, 520) == 0  # no more fields than cores
+    assert threads(9, 520, RunSettings(threads=2)) == 2
+    assert threads(9, 520, RunSettings(workers=2)) == 0  # each process counts its own
+    assert threads(9, 5000) == 0  # slabs
 
 
 # ------------------------------------------------------------------ failure
