@@ -63,6 +63,12 @@ class Labeller:
         given = None if classes is None else torch.from_numpy(classes).to(self.device)
         return self.labels_on_device(on_device, given, kind, settings)
 
+    def prepare(self, channels: int, kind: str, settings: Clustering) -> None:
+        """Load the kernels of the CPU, by the label image of nothing, while others compute."""
+        if self.device == "cpu":
+            nothing = np.zeros((channels, 8, 8), np.float16), np.zeros((3, 8, 8), np.uint8)
+            self.labels(*nothing, kind, settings)
+
     def labels_on_device(
         self, values: Tensor, classes: Tensor | None, kind: str, settings: Clustering
     ) -> np.ndarray:

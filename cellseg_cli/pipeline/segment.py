@@ -8,6 +8,7 @@ of the run, clustered from there in tiles, and its embedding removed.  Marks are
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,14 @@ def segment(
     told = planned(plan, "segment", Path(out), forecast, emit, dry_run=run.dry_run)
     if run.dry_run:
         return dry_summary(plan, told)
-    with carrier(run, settings.embed.device, lambda line: emit(Noted("segment", line))) as by:
+    with (
+        carrier(run, settings.embed.device, lambda line: emit(Noted("segment", line))) as by,
+        ThreadPoolExecutor(1) as beside,
+    ):
         device = run_device(network, by) if plan.to_do else None  # before anything is written
+        if by.here and plan.to_do:  # where it fails, the first field says so
+            channels = len(request.header.channels)
+            beside.submit(labeller.prepare, channels, chosen.kind, chosen.overall)
         record = Record("segment", run.part, _told(settings, how, run), plan)
         record.model, record.device = request.fingerprint, device
         record.passes = network.passes
