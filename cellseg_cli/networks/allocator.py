@@ -28,17 +28,16 @@ _SETTINGS = {
     _M_TRIM_THRESHOLD: 1 << 30,
 }
 
-#: Pixels of passes after which what is free goes back to the system.  At this number clearing it
-#: anew takes no time that could be measured; at half of it, 2 %.
+#: Pixels of passes after which what is free goes back to the system.  Clearing it anew took some
+#: 2 % of the time at half of this number, and none that could be measured at twice of it.
 _TRIM_PX = 32 << 20
 
 
 def keep_freed_memory() -> None:
     """Set the allocator of this process; nothing happens where it is not glibc's.
 
-    Goes over ``MALLOC_TRIM_THRESHOLD_``
-    and its like in the environment: dask sets that for its workers, and a pass of 520×704 px
-    takes 1.9 times as long with it.
+    Goes over ``MALLOC_TRIM_THRESHOLD_`` and its like in the environment: dask sets that for its
+    workers, and a pass of 520×704 px takes 1.9 times as long with it.
     """
     if mallopt := _function("mallopt"):
         for parameter, value in _SETTINGS.items():
