@@ -11,8 +11,10 @@ from torch import Tensor
 
 from cellseg_cli.config import TrainSettings
 from cellseg_cli.networks.architecture import Output
-from cellseg_cli.training.losses import classes_loss, contrastive_loss, spatial_terms
-from cellseg_cli.training.samplers import SAMPLERS, instance_windows
+from cellseg_cli.training.losses import classes_loss, contrastive_loss
+from cellseg_cli.training.samplers import SAMPLERS
+from cellseg_cli.training.spatial import spatial_terms
+from cellseg_cli.training.windows import instance_windows
 
 #: Weights of bandwidth smoothness and seed beside the overlap term: Neven et
 #: al., arXiv 1906.11109, section 3.4 and their code, scaled to means over pixels.
