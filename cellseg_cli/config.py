@@ -43,6 +43,13 @@ class EmbedSettings:
     pattern
         How file names tell plate, well, field, channel, z and t: the name of a microscope's
         pattern, ``none``, or a regular expression with groups of these names; ``None`` finds it.
+    scale
+        Working scale, 0.25 to 4 in steps of 0.25: the network sees images so many times as
+        large, what it says of them comes back in their own pixels.  Small cells want 1.5 to 2,
+        at the square of that in time and memory.  ``None``: the model's own.
+    tta
+        Test-time augmentation: the mean over turned copies of each tile.  ``flips`` takes four
+        times as long as ``none``, ``dihedral`` (with quarter turns) eight times.
     """
 
     model: str = "nuclei"
@@ -56,6 +63,8 @@ class EmbedSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     pattern: str | None = None
+    scale: float | None = None
+    tta: Literal["none", "flips", "dihedral"] = "none"
 
     # TOML writes the number of a plane without quotes: z = 3 is as good as z = "3".
     __pydantic_config__: ClassVar[dict[str, object]] = {"coerce_numbers_to_str": True}
@@ -165,25 +174,31 @@ class TrainSettings:
     Attributes
     ----------
     recipe
-        ``spatial`` or ``contrastive``.
+        ``spatial``, ``contrastive`` or ``binary`` (contrast of cells and background
+        only; a classes head that reads the embedding finds the instances).
     encoder
         Any timm ``features_only`` model.
     levels
         Encoder stages used, from stride 2 on.
-    decoder_channels
-        Channels of the finest decoder stage; doubled per coarser stage.
+    decoder, decoder_channels
+        ``unet``, ``refinenet`` or ``upscale``; channels of its finest stage, doubled per
+        coarser stage.
     in_channels
         Image channels the network takes; grey images are repeated.
     embedding_dim
-        Unit components per pixel (`contrastive` only).
+        Unit components per pixel (`contrastive` and `binary`).
     classes_head
         Add the background / interior / border head.
     sampler
-        Where `contrastive` takes its pixels: ``uniform``, ``window`` or
-        ``foreground``.
-    sampled_pixels, window_px, temperature
-        Pixels per crop of `uniform`; side of a window of the other two
-        samplers; temperature of the contrast.
+        Where `contrastive` and `binary` take their pixels: ``uniform``, ``window``,
+        ``foreground`` (windows on instances), ``box`` (the boxes of some instances
+        with a margin of 4 px) or ``contour`` (within 3 px of their outlines).
+    sampled_pixels, window_px, sampled_instances
+        Most pixels of a sample of `uniform`, `box` and `contour`; side of a window
+        of `window` and `foreground`; instances per crop that `box` and `contour`
+        take a sample of each at most.
+    temperature, self_pairs
+        Of the contrast; whether a pixel counts as a partner of itself.
     instances_per_crop, grid_points
         `spatial`: instances per crop that enter the loss at most, and points
         per side of the window laid over each.
@@ -193,9 +208,15 @@ class TrainSettings:
         Crops are drawn from each group of fields (data set and cell type) in
         proportion to its number of fields to this power: 1 as they come, 0 all
         groups alike.
-    learning_rate, weight_decay, ema_decay
-        AdamW with a one-cycle schedule; decay of the averaged weights that
-        are kept.
+    optimizer
+        ``muon`` (orthogonal steps on the inner convolutions) or ``adamw``.
+    learning_rate, schedule, weight_decay, ema_decay
+        Of AdamW, or of the weights that Muon leaves to it; the rate rising and falling
+        once (``one_cycle``) or ``constant``;
+        decay of the averaged weights that are kept, 0 for none.
+    augment
+        ``full`` (rotation, mirroring; gamma, contrast, brightness, blur, noise) or
+        ``origin`` (mirroring left to right, contrast, brightness).
     scale_min, scale_max
         Range of the random zoom.
     validate_every
@@ -206,28 +227,52 @@ class TrainSettings:
         ``auto`` (bf16 where the device computes it natively), ``bf16`` or ``fp32``.
     low_percentile, high_percentile
         Normalisation of each field.
+    init
+        Weights to begin with: an encoder that `pretrain` has left, a model, the folder
+        of the run of either, or the name of a bundled model.
+    fields_share
+        Share of the annotated fields that is learned from, drawn by the seed in each
+        group of fields alike, at least one of each; a larger share holds a smaller one.
+    weights
+        One for each data set, in their order: what each is drawn in proportion to.
+        Empty: by `balance` alone, which else holds inside a data set.
+    pseudo_weight, pseudo_level
+        Pseudo-labelled fields are drawn this often for every time that an annotated one
+        is; confidence from which an instance of theirs is learned from.
+    cache
+        Memory of each process for decoded fields; what does not fit is decoded again
+        when it is drawn.
+    channel, z, t, pattern
+        As of :class:`EmbedSettings`; a `pattern` of None takes files as they are, and
+        groups those of plates where no file by itself has truth.
     """
 
-    recipe: Literal["spatial", "contrastive"] = "spatial"
+    recipe: Literal["spatial", "contrastive", "binary"] = "spatial"
     encoder: str = "resnet18"
     levels: int = 4
+    decoder: Literal["unet", "refinenet", "upscale"] = "unet"
     decoder_channels: int = 16
     in_channels: int = 3
     embedding_dim: int = 8
     classes_head: bool = True
-    sampler: Literal["uniform", "window", "foreground"] = "window"
+    sampler: Literal["uniform", "window", "foreground", "box", "contour"] = "window"
     sampled_pixels: int = 2500
     window_px: int = 40
+    sampled_instances: int = 8
     temperature: float = 0.2
+    self_pairs: bool = False
     instances_per_crop: int = 40
     grid_points: int = 56
     steps: int = 2000
     batch_size: int = 4
     crop_px: int = 256
     balance: float = 0.5
+    optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float = 1.5e-3
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
     weight_decay: float = 0.01
     ema_decay: float = 0.998
+    augment: Literal["full", "origin"] = "full"
     scale_min: float = 0.65
     scale_max: float = 1.5
     validate_every: int = 500
@@ -237,12 +282,89 @@ class TrainSettings:
     devices: int = 1
     low_percentile: float = 1.0
     high_percentile: float = 99.8
+    init: str | None = None
+    fields_share: float = 1.0
+    weights: tuple[float, ...] = ()
+    pseudo_weight: float = 0.5
+    pseudo_level: float = 0.7
+    cache: str = "4GB"
+    channel: tuple[int, ...] | None = None
+    z: str | None = None
+    t: int | None = None
+    pattern: str | None = None
+
+    # as of EmbedSettings
+    __pydantic_config__: ClassVar[dict[str, object]] = {"coerce_numbers_to_str": True}
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """How an encoder is learned from images without annotations.
+
+    Attributes
+    ----------
+    encoder, levels, in_channels
+        As of :class:`TrainSettings`, whose run takes the encoder over.
+    steps, batch_size, crop_px
+        Optimiser steps, places per step (each in two views), side of a view in pixels.
+    scale_min, scale_max
+        Range of the random zoom, drawn for each view by itself.
+    learning_rate, weight_decay
+        Stochastic gradient descent; the rate falls along half a cosine.
+    queue_length
+        Keys of earlier batches that a view is told apart from.
+    temperature
+        Of the contrast.
+    momentum
+        How slowly the key network follows.
+    dense_weight
+        Share of the dense loss; the global one has the rest.
+    seed
+        Of everything random.
+    precision, device
+        As of :class:`TrainSettings`.
+    low_percentile, high_percentile
+        Normalisation of each field.
+    channel, z, t, include, exclude, pattern
+        As of :class:`EmbedSettings`.
+    """
+
+    encoder: str = "resnet18"
+    levels: int = 4
+    in_channels: int = 3
+    steps: int = 2000
+    batch_size: int = 32
+    crop_px: int = 128
+    scale_min: float = 0.65
+    scale_max: float = 1.5
+    learning_rate: float = 0.0375
+    weight_decay: float = 1e-4
+    queue_length: int = 1024
+    temperature: float = 0.2
+    momentum: float = 0.999
+    dense_weight: float = 0.5
+    seed: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: str = "auto"
+    low_percentile: float = 1.0
+    high_percentile: float = 99.8
+    channel: tuple[int, ...] | None = None
+    z: str | None = None
+    t: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    pattern: str | None = None
+
+    # as of EmbedSettings
+    __pydantic_config__: ClassVar[dict[str, object]] = {"coerce_numbers_to_str": True}
 
 
 #: The table inside ``[cluster]`` that holds a table of settings for each cell type.
 BY_TYPE = "by_type"
 
-Settings = TypeVar("Settings", EmbedSettings, ClusterSettings, RunSettings, TrainSettings)
+Settings = TypeVar(
+    "Settings", EmbedSettings, ClusterSettings, RunSettings, TrainSettings, PretrainSettings
+)
 
 
 def settings_from(
@@ -390,7 +512,7 @@ def _table(file: Path, section: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
     # the commands that take --config, and what tuning says of the file it writes
-    known = {"train", "embed", "cluster", "run", "tuned"}
+    known = {"train", "pretrain", "embed", "cluster", "run", "tuned"}
     if unknown := sorted(set(content) - known):
         raise ConfigError(
             f"{file} has unknown tables {', '.join(unknown)}; known: {', '.join(sorted(known))}"

@@ -67,10 +67,29 @@ def labels_of(instances: Instances) -> np.ndarray:
     >>> labels_of(Instances((1, 6), (large, small)))
     array([[1, 1, 1, 2, 2, 0]], dtype=uint32)
     """
-    flat = np.zeros(instances.shape[0] * instances.shape[1], dtype=np.uint32)
+    return layers_of(instances)[0]
+
+
+def layers_of(instances: Instances) -> tuple[np.ndarray, np.ndarray]:
+    """Return the uppermost and the second instance of each pixel, two (Y, X) uint32.
+
+    The first is :func:`labels_of`.  The second is the instance that lies next below it, 0
+    where a pixel belongs to at most one; of three instances of a pixel the largest is in
+    neither.
+
+    Examples
+    --------
+    >>> large, small = np.array([[0, 4]]), np.array([[3, 2]])
+    >>> layers_of(Instances((1, 6), (large, small)))[1]
+    array([[0, 0, 0, 1, 0, 0]], dtype=uint32)
+    """
+    upper = np.zeros(instances.shape[0] * instances.shape[1], dtype=np.uint32)
+    under = np.zeros_like(upper)
     for index in np.argsort(-areas(instances), kind="stable").tolist():
-        flat[pixels(instances.runs[index])] = index + 1
-    return flat.reshape(instances.shape)
+        inside = pixels(instances.runs[index])
+        under[inside] = upper[inside]
+        upper[inside] = index + 1
+    return upper.reshape(instances.shape), under.reshape(instances.shape)
 
 
 def areas(instances: Instances) -> np.ndarray:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train the bundled model `nuclei` again.
+# Train the bundled model `nuclei` again. (The bundled weights were learned by AdamW,
+# before Muon became the default: --set optimizer=adamw.)
 #
 #   examples/train_nuclei.sh DATA OUT
 #

@@ -53,7 +53,7 @@ def test_all_unknown_keys_are_named_at_once() -> None:
         settings_from(EmbedSettings, sets=["tiles=3", "bacth=1"])
     assert str(error.value) == (
         "unknown setting bacth, tiles; known: batch_size, channel, device, exclude, halo_px, "
-        "include, model, pattern, t, tile_px, z"
+        "include, model, pattern, scale, t, tile_px, tta, z"
     )
 
 
@@ -63,15 +63,18 @@ def test_all_bad_values_are_named_at_once() -> None:
     message = str(error.value)
     assert message.startswith("bad settings: ")
     assert "steps='many': Input should be a valid integer" in message
-    assert "recipe='magic': Input should be 'spatial' or 'contrastive'" in message
+    assert "recipe='magic': Input should be 'spatial', 'contrastive' or 'binary'" in message
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[embed\n", "is not valid TOML"),
-        ("[embbed]\nz = 1\n", "tables embbed; known: cluster, embed, run, train, tuned"),
-        ("[export]\n", "has unknown tables export; known: cluster, embed, run, train, tuned"),
+        ("[embbed]\nz = 1\n", "tables embbed; known: cluster, embed, pretrain, run, train, tuned"),
+        (
+            "[export]\n",
+            "has unknown tables export; known: cluster, embed, pretrain, run, train, tuned",
+        ),
         ("embed = 3\n", "embed must be a table [embed], got 3"),
     ],
 )

@@ -18,6 +18,7 @@ from cellseg_cli.cli.embed import embed
 from cellseg_cli.cli.evaluate import evaluate
 from cellseg_cli.cli.export import export
 from cellseg_cli.cli.models import models
+from cellseg_cli.cli.pretrain import pretrain
 from cellseg_cli.cli.segment import segment
 from cellseg_cli.cli.train import train
 from cellseg_cli.errors import CellsegError, ExitCode
@@ -87,7 +88,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for command in (demo, train, embed, cluster, segment, evaluate, export, models):
+    for command in (demo, train, pretrain, embed, cluster, segment, evaluate, export, models):
         app.command(command.__name__)(guarded(command))
     return app
 

@@ -15,7 +15,9 @@ from cellseg_cli.config import RunSettings, settings_from
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file with tables [train], [embed], [cluster], [run]."),
+    typer.Option(
+        "--config", help="TOML file with tables [train], [pretrain], [embed], [cluster], [run]."
+    ),
 ]
 Sets = Annotated[
     list[str] | None,

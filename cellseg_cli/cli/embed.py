@@ -63,6 +63,22 @@ Tile = Annotated[
     int | None,
     typer.Option("--tile", metavar="PX", help="Side of a network tile; smaller takes less memory."),
 ]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        "--scale",
+        metavar="FACTOR",
+        help="Working scale, 0.25 to 4 in steps of 0.25; small cells want 1.5 to 2 [the model's].",
+    ),
+]
+Tta = Annotated[
+    str | None,
+    typer.Option(
+        "--tta",
+        metavar="none|flips|dihedral",
+        help="Mean over turned copies of a tile: flips takes 4 times as long, dihedral 8 [none].",
+    ),
+]
 
 
 @with_run_options
@@ -81,6 +97,8 @@ def embed(
     pattern: Pattern = None,
     batch_size: BatchSize = None,
     tile: Tile = None,
+    scale: Scale = None,
+    tta: Tta = None,
     *,
     run: RunSettings,
     config: ConfigFile = None,
@@ -117,6 +135,8 @@ def embed(
         "include": include or None,
         "exclude": exclude or None,
         "pattern": pattern,
+        "scale": scale,
+        "tta": tta,
     }
     settings = settings_from(
         EmbedSettings, file=config, section="embed", sets=sets or (), flags=flags

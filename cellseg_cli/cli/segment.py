@@ -57,6 +57,8 @@ def segment(
     pattern: embedding.Pattern = None,
     batch_size: embedding.BatchSize = None,
     tile: embedding.Tile = None,
+    scale: embedding.Scale = None,
+    tta: embedding.Tta = None,
     method: clustering.Method = None,
     merge_distance: clustering.MergeDistance = None,
     foreground: clustering.Foreground = None,
@@ -106,6 +108,8 @@ def segment(
             "include": include or None,
             "exclude": exclude or None,
             "pattern": pattern,
+            "scale": scale,
+            "tta": tta,
         },
     )
     wanted: Mapping[str, Any] = {

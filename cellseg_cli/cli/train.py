@@ -18,11 +18,13 @@ from cellseg_cli.cli.common import (
     Sets,
     echo_json,
 )
+from cellseg_cli.cli.embed import Channel, Pattern, T, Z, channels
 from cellseg_cli.config import TrainSettings, settings_from
 from cellseg_cli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from cellseg_cli.training.data import Failed
+    from cellseg_cli.networks.initial import InitialReport
+    from cellseg_cli.training.data import Failed, Noted
     from cellseg_cli.training.loop import Emit, Report, Started
 
 
@@ -48,8 +50,29 @@ def train(
             "--index", help="CSV with a column id and, if wanted, split (train, val) and cell_type."
         ),
     ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--weight",
+            metavar="W",
+            help="How often a data set is drawn, in proportion: one for each DATA, in their order.",
+        ),
+    ] = None,
+    pseudo: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pseudo",
+            metavar="STORE",
+            help="Images without truth, embedded and clustered by another model: what it was "
+            "sure of joins in.",
+        ),
+    ] = None,
+    channel: Channel = None,
+    z: Z = None,
+    t: T = None,
+    pattern: Pattern = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="spatial (default) or contrastive.")
+        str | None, typer.Option("--recipe", help="spatial (default), contrastive or binary.")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
     batch_size: Annotated[
@@ -57,6 +80,15 @@ def train(
     ] = None,
     encoder: Annotated[
         str | None, typer.Option("--encoder", help="A timm model, such as resnet18.")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="FILE|RUN|NAME",
+            help="Weights to begin with: what cellseg pretrain or train has left, or a bundled "
+            "model.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
     device: Device = None,
@@ -85,6 +117,8 @@ def train(
 
     \b
         cellseg train dsb2018/train --val dsb2018/val --out run
+        cellseg train mine public --weight 3 --weight 1 --out run
+        cellseg train mine --pseudo unlabelled.zarr --out run
         cellseg embed plates --model run/best.safetensors --out emb.zarr
     """
     settings = settings_from(
@@ -97,6 +131,12 @@ def train(
             "steps": steps,
             "batch_size": batch_size,
             "encoder": encoder,
+            "init": init,
+            "weights": tuple(weight) if weight else None,
+            "channel": channels(channel),
+            "z": z,
+            "t": t,
+            "pattern": pattern,
             "seed": seed,
             "device": device,
             "devices": devices,
@@ -108,7 +148,9 @@ def train(
 
     # Fabric announces its precision and its processes; the run's own first line says both.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    split = open_split(data, validation=val or (), index=index)
+    split = open_split(
+        data, validation=val or (), index=index, pseudo=pseudo or (), settings=settings
+    )
     for note in split.notes:
         typer.echo(f"cellseg: {note}", err=True)
     result = run(
@@ -137,14 +179,21 @@ def train(
 def _reporter(quiet: bool) -> Emit:
     """Return what writes a run's reports on stderr, one line each."""
 
-    from cellseg_cli.training.data import Failed
+    from cellseg_cli.networks.initial import InitialReport
+    from cellseg_cli.training.data import Failed, Noted
     from cellseg_cli.training.loop import Started
 
-    def show(report: Started | Report | Failed) -> None:
+    def show(report: Started | Report | Failed | Noted | InitialReport) -> None:
         if isinstance(report, Failed):
             typer.echo(f"cellseg: {report.field_id} is left out: {report.reason}", err=True)
             return
+        if isinstance(report, Noted):
+            typer.echo(f"cellseg: {report.text}", err=True)
+            return
         if quiet:
+            return
+        if isinstance(report, InitialReport):
+            typer.echo(f"train: {report}", err=True)
             return
         if isinstance(report, Started):
             done = f", {report.step} done before" if report.step else ""

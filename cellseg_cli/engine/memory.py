@@ -1,26 +1,20 @@
 """How much memory a run may take: what the user says, and what this machine grants.
 
 A batch system grants a job less than the machine has; a process that takes more is killed
-without a word.  Sizes are read and written with decimal units (1 GB is 10⁹ bytes) unless they
-say GiB.
+without a word.  Sizes are read as :mod:`cellseg_cli.sizes` says and written with decimal units
+(1 GB is 10⁹ bytes).
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellseg_cli.errors import ConfigError
+from cellseg_cli.sizes import parse_size
 
-#: Less is a number that was given without its unit.
-LEAST_BYTES = 10**6
-
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?\s*", re.IGNORECASE)
 _CGROUP = Path("/sys/fs/cgroup")
 #: cgroup v1 writes this or more where there is no limit (the largest page-aligned int64).
 _NO_LIMIT = 1 << 60
@@ -47,16 +41,7 @@ def parse_memory(text: str) -> int:
     >>> parse_memory("8GB"), parse_memory("1.5 GiB")
     (8000000000, 1610612736)
     """
-    found = _SIZE.fullmatch(text)
-    if found is None or len(text) > 40:
-        raise ConfigError(f"--memory {text[:40]!r} is no size such as 8GB, 512MiB or 16GiB")
-    number, prefix, binary = found.group(1), (found.group(2) or "").lower(), found.group(3)
-    if binary and not prefix:
-        raise ConfigError(f"--memory {text[:40]!r} is no size such as 8GB, 512MiB or 16GiB")
-    size = int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix])
-    if size < LEAST_BYTES:
-        raise ConfigError(f"--memory {text} is {size} bytes: give its unit, such as {number}GB")
-    return size
+    return parse_size(text, "--memory")
 
 
 def shown(size: float) -> str:

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg_cli.clustering import Clustering
+from cellseg_cli.clustering import Clustering, resolve
 from cellseg_cli.clustering.trials import labels_of_trials
 from cellseg_cli.errors import ConfigError
 from cellseg_cli.evaluation.matching import Overlaps
@@ -74,6 +74,11 @@ VALUES: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
 
 #: What is not searched without classes, because it only means something for these.
 _OF_CLASSES = {("linkage", "contrastive"): "foreground", ("grid", "contrastive"): "seed_level"}
+
+#: Methods that are tried in each other's place, where there are classes: with ``seeds`` predicted
+#: centres part small touching cells, with ``watershed`` long branching ones, which no centre
+#: describes, are parted where a border is seen.
+_RIVALS = {"spatial": ("seeds", "watershed"), "contrastive": ("grid", "watershed")}
 
 #: Distances of the values that are tried one after the other, by method.
 _STRIDES = {"linkage": (1,)}
@@ -144,10 +149,10 @@ class Choice:
     fields: int
 
 
-def search_for(
+def searches_for(
     start: Clustering, kind: str, *, with_classes: bool, held: Collection[str] = ()
-) -> Search:
-    """What is tried for the method of some settings.
+) -> list[Search]:
+    """What is tried: for the method of some settings and, unless it is held, for its rivals.
 
     Parameters
     ----------
@@ -158,25 +163,45 @@ def search_for(
     held
         Settings that stay as they are in `start`.
 
+    Returns
+    -------
+    list of Search
+        The method in use first.
+
     Raises
     ------
     ConfigError
-        If nothing is left to try.
+        If nothing is left to try for the method in use.
     """
-    way = (start.method, kind)
-    idle = None if with_classes else _OF_CLASSES.get(way)
-    values = {name: tried for name, tried in VALUES[way].items() if name != idle}
-    left = {name: tried for name, tried in values.items() if name not in held}
-    if not left:
+    searches = [_search(start, kind, with_classes, held)]
+    if not searches[0].values:
         raise ConfigError(
-            f"nothing is left to tune: {', '.join(values)} of {start.method} are all given; "
-            "leave some of them out"
+            f"nothing is left to tune: {', '.join(_values(start.method, kind, with_classes))} of "
+            f"{start.method} are all given; leave some of them out"
         )
+    rivals = _RIVALS.get(kind, ()) if with_classes and "method" not in held else ()
+    for method in rivals:
+        if method != start.method and start.method in rivals:
+            given = {name: value for name, value in asdict(start).items() if name in held}
+            other = resolve(Clustering(**{**given, "method": method}), kind, with_classes=True)
+            searches.append(_search(other, kind, with_classes, held))
+    return searches
+
+
+def _search(start: Clustering, kind: str, with_classes: bool, held: Collection[str]) -> Search:
+    """The search of one method; without values where all are held."""
+    values = _values(start.method, kind, with_classes)
+    left = {name: tried for name, tried in values.items() if name not in held}
     return Search(start, left, _STRIDES.get(start.method, _USUAL_STRIDES))
 
 
+def _values(method: str, kind: str, with_classes: bool) -> dict[str, tuple[float, ...]]:
+    idle = None if with_classes else _OF_CLASSES.get((method, kind))
+    return {name: tried for name, tried in VALUES[method, kind].items() if name != idle}
+
+
 def choose(
-    search: Search,
+    searches: Sequence[Search],
     fields: Mapping[str, Sequence[str]],
     score: Score,
     in_use: Mapping[str, Clustering] | None = None,
@@ -185,8 +210,8 @@ def choose(
 
     Parameters
     ----------
-    search
-        What is tried; its `start` are the settings in use for all.
+    searches
+        What is tried, method by method; the `start` of the first are the settings in use for all.
     fields
         Ids of the fields of each group; a field may be in several, and is scored once for all.
     score
@@ -199,19 +224,26 @@ def choose(
     dict
         By group, for those that have a field with a defined score.
     """
-    starts = {group: (in_use or {}).get(group, search.start) for group in fields}
-    trials = {group: [starts[group], *search.coarse()] for group in fields}
+    starts = {group: (in_use or {}).get(group, searches[0].start) for group in fields}
     scores: dict[str, dict[Clustering, float]] = {one: {} for ids in fields.values() for one in ids}
-    best: dict[str, Choice] = {}
-    for number, stride in enumerate(search.strides):
-        if number:
-            trials = {group: search.around(best[group].settings, stride) for group in best}
-        _score_new(scores, fields, trials, score)
-        best = {}
-        for group, ids in fields.items():
-            if choice := _best([scores[one] for one in ids if one in scores], starts[group]):
-                best[group] = choice
-    return best
+
+    def best(starts: Mapping[str, Clustering], method: str | None = None) -> dict[str, Choice]:
+        found = {
+            group: _best([scores[one] for one in ids if one in scores], starts[group], method)
+            for group, ids in fields.items()
+        }
+        return {group: choice for group, choice in found.items() if choice}
+
+    for search in searches:
+        method = search.start.method
+        own = {g: one if one.method == method else search.start for g, one in starts.items()}
+        trials = {g: [starts[g], own[g], *search.coarse()] for g in fields}
+        for number, stride in enumerate(search.strides):
+            if number:
+                near = best(own, method)
+                trials = {g: search.around(near[g].settings, stride) for g in near}
+            _score_new(scores, fields, trials, score)
+    return best(starts)
 
 
 def _score_new(
@@ -236,12 +268,15 @@ def _score_new(
             del scores[one]
 
 
-def _best(scores: Sequence[Mapping[Clustering, float]], start: Clustering) -> Choice | None:
-    """The best of the trials that all of some fields were scored under."""
+def _best(
+    scores: Sequence[Mapping[Clustering, float]], start: Clustering, method: str | None
+) -> Choice | None:
+    """The best of the trials (of a method) that all of some fields were scored under."""
     if not scores:
         return None
     common = [trial for trial in scores[0] if all(trial in field for field in scores)]
-    candidates = [start, *(trial for trial in common if trial != start)]
+    asked = [trial for trial in common if method is None or trial.method == method]
+    candidates = [start, *(trial for trial in asked if trial != start)]
     means = [_mean([field[trial] for field in scores]) for trial in candidates]
     defined = [index for index, mean in enumerate(means) if not math.isnan(mean)]
     if not defined:

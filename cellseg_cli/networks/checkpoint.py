@@ -24,6 +24,7 @@ from torch import Tensor
 from cellseg_cli import __version__, durable
 from cellseg_cli.errors import CheckpointError, ConfigError
 from cellseg_cli.networks.architecture import Architecture, Embedder
+from cellseg_cli.networks.scaled import scale_fault
 
 FORMAT = "cellseg-model"
 FORMAT_VERSION = 1
@@ -58,6 +59,9 @@ class ModelHeader:
         Under which licence the weights may be used, and what they learned from.
     version
         Version of cellseg that wrote the file.
+    scale
+        Working scale at which the network is used unless another is asked for; see
+        :mod:`cellseg_cli.networks.scaled`.
     """
 
     name: str
@@ -70,6 +74,7 @@ class ModelHeader:
     licence: str = "unstated"
     data: str = "unstated"
     version: str = __version__
+    scale: float = 1.0
 
     @property
     def kind(self) -> str:
@@ -123,7 +128,7 @@ def read_header(path: Path) -> ModelHeader:
     CheckpointError
         The file is missing, is no model file of ours, or of another version.
     """
-    content, _, _ = _opened(path)
+    content, _, _ = read_content(path)
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a safetensors file, but not a cellseg model")
     if content.get("format_version") != FORMAT_VERSION:
@@ -207,15 +212,16 @@ def fingerprint(path: Path) -> str:
     """Return the SHA-256 of what in a model file decides an embedding, hexadecimal.
 
     These are the weights, the architecture and the normalisation, as they stand in the file.
-    Name, licence, scores and the tuned clustering settings are not covered: a model may be tuned
-    anew, and the stores that were made with it still are of this model.
+    Name, licence, scores, the tuned clustering settings and the working scale are not covered: a
+    model may be tuned anew, and the stores that were made with it still are of this model.  (Of the
+    scale a store keeps what it was made with.)
 
     Raises
     ------
     CheckpointError
         The file is missing or no model file of ours.
     """
-    content, tensors, length = _opened(path)
+    content, tensors, length = read_content(path)
     keys = ("architecture", "low_percentile", "high_percentile")
     decisive = {"tensors": tensors, **{key: content.get(key) for key in keys}}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
@@ -226,7 +232,9 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_tuned(path: Path, cluster: Mapping[str, Any], mean_ap: float) -> None:
+def write_tuned(
+    path: Path, cluster: Mapping[str, Any], mean_ap: float, scale: float | None = None
+) -> None:
     """Put clustering settings into the header of a model file, atomically.
 
     The weights and everything else in the header stay as they are, and so does the
@@ -240,15 +248,20 @@ def write_tuned(path: Path, cluster: Mapping[str, Any], mean_ap: float) -> None:
         What becomes ``ModelHeader.cluster``.
     mean_ap
         What these settings reach; kept as ``tuned_mean_ap`` with the training.
+    scale
+        What becomes ``ModelHeader.scale``; None leaves it.
 
     Raises
     ------
     CheckpointError
         The file is missing or no model file of ours.
     """
-    content, tensors, length = _opened(path)
+    content, tensors, length = read_content(path)
     training = {**content.get("training", {}), "tuned_mean_ap": mean_ap}
-    text = json.dumps({**content, "cluster": dict(cluster), "training": training})
+    changed: dict[str, Any] = {"cluster": dict(cluster), "training": training}
+    if scale is not None:
+        changed["scale"] = scale
+    text = json.dumps({**content, **changed})
     outer = json.dumps({"__metadata__": {"cellseg": text}, **tensors}).encode()
     outer += b" " * (-len(outer) % 8)  # the format keeps the numbers aligned to 8 bytes
     with durable.temporary_path(path.parent) as temporary:
@@ -260,10 +273,15 @@ def write_tuned(path: Path, cluster: Mapping[str, Any], mean_ap: float) -> None:
         durable.replace(temporary, path)
 
 
-def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+def read_content(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Return our JSON, the table of tensors, and the length of both in the file, in bytes.
 
     See the README of the safetensors format.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, too large, or has no header of ours.
     """
     try:
         size = path.stat().st_size
@@ -302,6 +320,8 @@ def _header(path: Path, content: dict[str, Any]) -> ModelHeader:
             f"{path} has a damaged header: percentiles {header.low_percentile:g} and "
             f"{header.high_percentile:g} do not satisfy 0 <= low < high <= 100"
         )
+    if reason := scale_fault(header.scale):
+        raise CheckpointError(f"{path} has a damaged header: {reason}")
     _check_settings(path, header.cluster)
     return header
 

@@ -31,6 +31,7 @@ from cellseg_cli.networks import resnet
 from cellseg_cli.networks.allocator import keep_freed_memory
 from cellseg_cli.networks.architecture import Embedder, Output
 from cellseg_cli.networks.devices import computes_bf16
+from cellseg_cli.networks.views import View
 
 
 class Rounded(NamedTuple):
@@ -57,9 +58,11 @@ class Network:
         In evaluation mode; a copy is made for the device.
     target
         The device.
+    view
+        How the network looks at images; by default nothing stands between them and it.
     """
 
-    def __init__(self, model: Embedder, target: torch.device) -> None:
+    def __init__(self, model: Embedder, target: torch.device, view: View = View()) -> None:
         if target.type == "cpu":
             keep_freed_memory()
         self.target = target
@@ -67,6 +70,9 @@ class Network:
         folded = _folded(model)
         if self._bf16:
             _round_convolutions(folded)
+        self._resizes = view.factor != 1
+        if not view.is_plain:
+            folded = view.through(folded, model.architecture.channels)
         self._model = folded.to(target).to(memory_format=torch.channels_last)
 
     @property
@@ -74,9 +80,9 @@ class Network:
         """What images may be rounded to before they are copied to the device.
 
         The first layer of every encoder and decoder is a convolution, which rounds its input to
-        bfloat16 where the network computes in it.
+        bfloat16 where the network computes in it; what is resized before is rounded after.
         """
-        return torch.bfloat16 if self._bf16 else torch.float32
+        return torch.bfloat16 if self._bf16 and not self._resizes else torch.float32
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Rounded:
@@ -106,7 +112,7 @@ def _folded(model: nn.Module) -> nn.Module:
 def _round_convolutions(model: nn.Module) -> None:
     """Round weights to bfloat16 once, as autocast would for every pass anew."""
     for module in model.modules():
-        if type(module) is nn.Conv2d:
+        if type(module) in {nn.Conv2d, nn.ConvTranspose2d}:
             module.to(torch.bfloat16)
 
 

@@ -133,10 +133,20 @@ class Pool:
         Tiles per pass; 0: ``PASS_PX`` pixels, or what the memory holds.
     largest
         Channels, height and width of the largest tile, with which memory is measured.
+    pass_px
+        Pixels of a pass whose length was not set.
     """
 
-    def __init__(self, lane: Lane, meter: Meter, batch_size: int, largest: Shape) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        meter: Meter,
+        batch_size: int,
+        largest: Shape,
+        pass_px: int = PASS_PX,
+    ) -> None:
         self._lane, self._meter, self._batch_size = lane, meter, batch_size
+        self._pass_px = pass_px
         self._room_px = float("inf") if batch_size else lane.room_px(largest)
         self._lengths: dict[Shape, int] = {}
         self._changed = threading.Condition()
@@ -160,7 +170,7 @@ class Pool:
 
     def _length(self, shape: Shape) -> int:
         if shape not in self._lengths:
-            room = min(PASS_PX, self._room_px) // (shape[1] * shape[2])
+            room = min(self._pass_px, self._room_px) // (shape[1] * shape[2])
             most = max(1, min(MAX_TILES, int(room)))
             self._lengths[shape] = self._batch_size or 1 << (most.bit_length() - 1)
         return self._lengths[shape]

@@ -41,7 +41,9 @@ from cellseg_cli.networks.crew import Crew
 from cellseg_cli.networks.devices import resolve_device
 from cellseg_cli.networks.lanes import CudaLane, HostLane
 from cellseg_cli.networks.passes import DeviceUse, Meter, Network, Rounded
-from cellseg_cli.networks.pool import DEPTH, Pool, Ticket
+from cellseg_cli.networks.pool import DEPTH, PASS_PX, Pool, Ticket
+from cellseg_cli.networks.scaled import period_px
+from cellseg_cli.networks.views import View
 from cellseg_cli.tiling import Tile, tiles
 
 #: Embeddings are assembled in memory; a field whose embedding would need more
@@ -93,11 +95,19 @@ class DeviceEmbedding:
         return Embedding(self.values.cpu().numpy(), classes)
 
 
-def check_tiling(stride: int, tile_px: int, halo_px: int, batch_size: int) -> None:
-    """Raise ConfigError unless tiles and halos are multiples of the stride and leave a core."""
-    if tile_px % stride or halo_px % stride or tile_px <= 2 * halo_px or halo_px < 0:
+def check_tiling(
+    stride: int, tile_px: int, halo_px: int, batch_size: int, scale: float = 1.0
+) -> None:
+    """Raise ConfigError unless tiles and halos fit a network's stride and leave a core.
+
+    Both are multiples of the stride, or of what corresponds to it at another working scale
+    (:func:`cellseg_cli.networks.scaled.period_px`).
+    """
+    period = period_px(stride, scale)
+    if tile_px % period or halo_px % period or tile_px <= 2 * halo_px or halo_px < 0:
+        why = "" if scale == 1 else f" (at scale={scale:g} of a network of stride {stride})"
         raise ConfigError(
-            f"tile_px={tile_px} and halo_px={halo_px} must be multiples of {stride} "
+            f"tile_px={tile_px} and halo_px={halo_px} must be multiples of {period}{why} "
             "with tile_px > 2 × halo_px ≥ 0"
         )
     if batch_size < 0:
@@ -116,8 +126,8 @@ class Predictor:
     device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:I``.
     tile_px, halo_px
-        Side of a tile and width of its discarded rim, pixels; multiples of the
-        network's stride.
+        Side of a tile and width of its discarded rim, pixels of the field; see
+        :func:`check_tiling`.
     batch_size
         Tiles per pass on an accelerator; 0: as many as pay and as its memory holds.
     model_fingerprint
@@ -127,6 +137,8 @@ class Predictor:
     cores
         Passes at a time on the CPU, all of them for the tiles of a field that is alone; None:
         every thread passes the tiles that it brings, one by one.
+    view
+        At which scale, and how often, the network looks at each tile.
     """
 
     def __init__(
@@ -141,18 +153,23 @@ class Predictor:
         model_fingerprint: str = "",
         pooled: bool | None = None,
         cores: int | None = None,
+        view: View = View(),
     ) -> None:
-        check_tiling(header.architecture.stride, tile_px, halo_px, batch_size)
+        view = view.of(header.scale)
+        stride = header.architecture.stride
+        check_tiling(stride, tile_px, halo_px, batch_size, view.factor)
         target = resolve_device(device)
-        self._network = Network(model, target)
+        self._network = Network(model, target, view)
         self._tile_px, self._halo_px = tile_px, halo_px
+        self._period_px, self._work = period_px(stride, view.factor), view.work
         self._meter, self._litter = Meter(), Litter()
         self._crew = Crew(cores) if cores else None
         self._pool: Pool | None = None
         if target.type != "cpu" if pooled is None else pooled:
             lane = HostLane(self._network) if target.type == "cpu" else CudaLane(self._network)
             largest = (header.in_channels, tile_px, tile_px)
-            self._pool = Pool(lane, self._meter, batch_size, largest)
+            pass_px = int(PASS_PX / max(1.0, view.factor**2))
+            self._pool = Pool(lane, self._meter, batch_size, largest, pass_px)
             weakref.finalize(self, self._pool.close)  # at the latest when Python ends
         self.header = header
         self.device = str(target)
@@ -167,6 +184,7 @@ class Predictor:
         halo_px: int = 64,
         batch_size: int = 0,
         cores: int | None = None,
+        view: View = View(),
     ) -> Predictor:
         """Return the predictor of a bundled model's name or a model file."""
         path = find_model(model)
@@ -180,6 +198,7 @@ class Predictor:
             batch_size=batch_size,
             model_fingerprint=fingerprint(path),
             cores=cores,
+            view=view,
         )
 
     @classmethod
@@ -191,6 +210,7 @@ class Predictor:
         halo_px: int = 64,
         batch_size: int = 0,
         cores: int | None = None,
+        view: View = View(),
     ) -> Predictor:
         """Return the one predictor of this process for these arguments; safe for threads.
 
@@ -201,11 +221,11 @@ class Predictor:
         key = (
             os.fspath(path.resolve()),
             *(version.st_size, version.st_mtime_ns),
-            *(device, tile_px, halo_px, batch_size, cores),
+            *(device, tile_px, halo_px, batch_size, cores, view),
         )
         with _resident_lock:  # the first caller loads, others wait for it
             if key not in _resident:
-                _resident[key] = cls.load(path, device, tile_px, halo_px, batch_size, cores)
+                _resident[key] = cls.load(path, device, tile_px, halo_px, batch_size, cores, view)
             return _resident[key]
 
     def close(self) -> None:
@@ -226,10 +246,9 @@ class Predictor:
         if self._pool is None:
             return 1
         found = tiles(shape, tile_px=self._tile_px, halo_px=self._halo_px)
-        stride = self.header.architecture.stride
         counts = Counter(tile.shape for tile in found)
         height, width = max(counts, key=lambda one: counts[one] * one[0] * one[1])  # most of it
-        padded = (height + -height % stride, width + -width % stride)
+        padded = (height + -height % self._period_px, width + -width % self._period_px)
         length = self._pool.length((self.header.in_channels, *padded))
         return math.ceil(DEPTH * length / counts[height, width])
 
@@ -347,7 +366,7 @@ class Predictor:
                 f"got {len(crop)} channels, the model {self.header.name} takes "
                 f"{self.header.in_channels}; choose with --channel"
             )
-        return _padded(crop, self.header.architecture.stride)
+        return _padded(crop, self._period_px)
 
     def _embedded(
         self, read: Read, plan: list[Tile], *, keep: bool
@@ -394,7 +413,7 @@ class Predictor:
         with _single_thread():
             values, classes = self._network(torch.from_numpy(crop)[None])
         self._meter.add(time.perf_counter() - started, [1], crop[0].size)
-        self._litter.after_pass(crop[0].size)
+        self._litter.after_pass(int(crop[0].size * self._work))
         return Rounded(values[0], None if classes is None else classes[0])
 
 
@@ -424,14 +443,14 @@ def _place(tile: Tile, region: Region) -> tuple[slice, slice, slice]:
     return slice(None), rows, columns
 
 
-def _padded(crop: NDArray[np.float32], stride: int) -> NDArray[np.float32]:
-    """Return `crop` (C, Y, X) continued to multiples of `stride` at the lower and right end.
+def _padded(crop: NDArray[np.float32], period_px: int) -> NDArray[np.float32]:
+    """Return `crop` (C, Y, X) continued to multiples of `period_px` at the lower and right end.
 
     Mirrored where the crop is large enough, since a hard edge looks like the
     rim of a cell; else by its edge values.
     """
     _, height, width = crop.shape
-    below, right = -height % stride, -width % stride
+    below, right = -height % period_px, -width % period_px
     if not (below or right):
         return np.ascontiguousarray(crop, np.float32)
     mode = "reflect" if below < height and right < width else "edge"

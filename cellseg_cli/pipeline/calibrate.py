@@ -22,6 +22,8 @@ from cellseg_cli.networks import resnet
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.devices import computes_bf16
 from cellseg_cli.networks.predict import Predictor
+from cellseg_cli.networks.scaled import period_px
+from cellseg_cli.networks.views import View
 from cellseg_cli.pipeline.budget import NetworkNeeds
 
 #: Side of the image that bytes are counted on: a multiple of every stride.
@@ -35,8 +37,10 @@ TIMM_BYTES = 260_000_000
 TIMED_S = 1.5
 
 
-def network_needs(architecture: Architecture, device: torch.device) -> NetworkNeeds:
-    """Return what a network of this architecture takes on a device.
+def network_needs(
+    architecture: Architecture, device: torch.device, view: View = View()
+) -> NetworkNeeds:
+    """Return what a network of this architecture takes on a device that looks at fields so.
 
     Notes
     -----
@@ -52,8 +56,10 @@ def network_needs(architecture: Architecture, device: torch.device) -> NetworkNe
         name: torch.zeros(one.shape, dtype=one.dtype) for name, one in model.state_dict().items()
     }
     model.load_state_dict(zeros, assign=True)
-    images = torch.zeros(1, architecture.in_channels, COUNTED_PX, COUNTED_PX)
-    counted = peak_bytes(model, images) / COUNTED_PX**2
+    seen = view.through(model, architecture.channels)
+    side_px = _counted_px(architecture.stride, view)
+    images = torch.zeros(1, architecture.in_channels, side_px, side_px)
+    counted = peak_bytes(seen, images) / side_px**2
     plain = architecture.encoder in resnet.BLOCKS and architecture.levels <= len(resnet.WIDTHS)
     loaded = sum(one.nbytes for one in zeros.values())
     return NetworkNeeds(
@@ -63,6 +69,12 @@ def network_needs(architecture: Architecture, device: torch.device) -> NetworkNe
         components=len(architecture.channels),
         classes=3 if architecture.classes_head else 0,
     )
+
+
+def _counted_px(stride: int, view: View) -> int:
+    """Side of an image of which the network sees about as much at every scale."""
+    period = period_px(stride, view.factor)
+    return max(1, round(COUNTED_PX / view.factor / period)) * period
 
 
 @torch.inference_mode()

@@ -35,6 +35,7 @@ from cellseg_cli.store import FieldRow, Store
 
 if TYPE_CHECKING:
     from cellseg_cli.networks.predict import Predictor
+    from cellseg_cli.networks.views import View
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Network:
             halo_px=self.settings.halo_px,
             batch_size=self.settings.batch_size,
             cores=self.passes,
+            view=view_of(self.settings),
         )
         if predictor.fingerprint != self.fingerprint:
             raise CheckpointError(
@@ -129,6 +131,13 @@ class Network:
         # reading happened inside
         clock.seconds["network"] -= clock.seconds.get("read", 0.0)
         return made.values, made.classes
+
+
+def view_of(settings: EmbedSettings) -> View:
+    """How a network is to look at tiles."""
+    from cellseg_cli.networks.views import View
+
+    return View(settings.scale, settings.tta)
 
 
 def _reader(

@@ -115,10 +115,12 @@ def _network(request: Request, network: Network, run: RunSettings) -> tuple[Carr
 
     from cellseg_cli.networks.devices import resolve_device
     from cellseg_cli.pipeline.calibrate import network_needs
+    from cellseg_cli.pipeline.embedding import view_of
 
     wanted = network.settings.device
     device = resolve_device(wanted) if _is_local(run) else torch.device("cpu")
-    needs = network_needs(request.header.architecture, device)
+    view = view_of(network.settings)
+    needs = network_needs(request.header.architecture, device, view)
     carrying = _carrying(run, accelerator=device.type != "cpu")
     return replace(carrying, passes=network.passes), needs
 

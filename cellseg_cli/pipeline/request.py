@@ -28,13 +28,17 @@ from cellseg_cli.networks.checkpoint import (
 )
 from cellseg_cli.networks.devices import resolve_device
 from cellseg_cli.networks.predict import check_tiling
-from cellseg_cli.pipeline.embedding import Network, slabs_of
+from cellseg_cli.pipeline.embedding import Network, slabs_of, view_of
 from cellseg_cli.pipeline.events import Emit, Noted
 from cellseg_cli.pipeline.plan import Plan
 from cellseg_cli.store import FieldRow, Stage, Store
 
 #: Pixels of a field above which reading and writing it is a small part of the work.
 LIGHT_PX = 2 << 20
+
+#: Settings that fingerprints cover only where they are not these: stores that were made before
+#: there was such a setting are the same still.
+UNLESS_SET: Mapping[str, Any] = {"scale": 1.0, "tta": "none"}
 
 #: What a store keeps of a field.
 Keeps = Literal["embeddings", "labels"]
@@ -82,6 +86,7 @@ class Request:
         """What the processes of the run load; ``claims``, ``passes`` as in :class:`Network`."""
         bundled = settings.model in bundled_models()  # installed elsewhere on other machines
         path = Path(settings.model) if bundled else self.path.absolute()
+        settings = replace(settings, scale=view_of(settings).of(self.header.scale).factor)
         return Network(path, self.fingerprint, settings, self.planes, claims, passes)
 
 
@@ -97,8 +102,15 @@ def requested(source: str | Path, settings: EmbedSettings, keeps: Keeps) -> Requ
     """
     path = find_model(settings.model)
     header = read_header(path)
-    stride = header.architecture.stride
-    check_tiling(stride, settings.tile_px, settings.halo_px, settings.batch_size)
+    view = view_of(settings).of(header.scale)
+    check_tiling(
+        header.architecture.stride,
+        settings.tile_px,
+        settings.halo_px,
+        settings.batch_size,
+        view.factor,
+    )
+    looks = {"scale": view.factor, "tta": view.tta}
     identity = {
         "model": fingerprint(path),
         "channel": None if settings.channel is None else list(settings.channel),
@@ -106,6 +118,7 @@ def requested(source: str | Path, settings: EmbedSettings, keeps: Keeps) -> Requ
         "t": settings.t,
         "tile_px": settings.tile_px,
         "halo_px": settings.halo_px,
+        **{name: value for name, value in looks.items() if value != UNLESS_SET[name]},
     }
     attributes = {
         "made_by": f"cellseg {__version__}",
@@ -177,7 +190,8 @@ def check_same(store: Store, request: Request, rows: Sequence[FieldRow]) -> None
 
 
 def _refuse_other_settings(store: Store, request: Request) -> None:
-    made, wanted = store.attributes.get("embed", {}), request.identity
+    made = {**UNLESS_SET, **store.attributes.get("embed", {})}
+    wanted = {**request.identity, **UNLESS_SET, **request.identity}  # in the order of the first
     names = {"model": (store.attributes.get("model", {}).get("name"), request.header.name)}
     differences = []
     for key, value in wanted.items():
@@ -220,6 +234,8 @@ def _differ(one: FieldRow, other: FieldRow) -> bool:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
     return "unset" if value is None else str(value)
 
 

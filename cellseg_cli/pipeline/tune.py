@@ -48,7 +48,7 @@ from cellseg_cli.evaluation.choice import (
     Trials,
     choose,
     mean_ap_of_trials,
-    search_for,
+    searches_for,
     settings_table,
 )
 from cellseg_cli.evaluation.grouping import groups_by_cell_type, groups_of_fields
@@ -215,16 +215,17 @@ def tune(
     began = time.perf_counter()
     store = Store.open(path)
     sources = Sources.of_store(store, settings, types)
-    held = {name for name, value in asdict(settings).items() if value is not None}
-    search = search_for(
+    held = {name for name, value in asdict(settings).items() if value not in (None, "auto")}
+    searches = searches_for(
         sources.resolved(), sources.kind, with_classes=sources.with_classes, held=held
     )
     _check_request(store, tuning, types, overwrite=run.overwrite)
     fields = _annotated(store, tuning.truth, sources.kind)
     groups = _groups(fields, types)
     in_use = {name: sources.resolved(name) for name in groups if name in sources.known_types}
-    score = _scoring(fields, len(search.strides), run.threads, emit)
-    best = choose(search, groups, score, in_use)
+    passes = sum(len(search.strides) for search in searches)
+    score = _scoring(fields, passes, run.threads, emit)
+    best = choose(searches, groups, score, in_use)
     if _ALL not in best:
         raise InputError(_nothing_scored(tuning.truth, fields))
     overall, failed = best.pop(_ALL), sorted(fields.failed, key=lambda one: one.field_id)

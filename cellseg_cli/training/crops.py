@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,11 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from cellseg_cli.config import TrainSettings
-from cellseg_cli.training.data import Draw, Example, Examples
+from cellseg_cli.training.data import Example, Examples
+from cellseg_cli.training.draw import Draw
 
 #: Share of the crops that are centred on a pixel of an instance; the others lie
 #: anywhere, so that empty background is learned too.
 CENTRED_SHARE = 0.5
+
+#: Share of the crops that are mirrored, by ``augment``; the second is the project's origin's.
+MIRRORED_SHARE = {"full": 0.5, "origin": 0.25}
 
 #: A crop may reach this far beyond the field (in crop pixels, before rotation):
 #: enough for variety in fields no larger than a crop, little enough that most
@@ -33,77 +38,108 @@ class Batch:
     images
         (B, C, S, S) float32, normalised.
     labels
-        (B, S, S) int64: −1 outside the field, 0 background, 1..n instances of the crop.
+        (B, S, S) int64: −1 unknown (outside the field, or nobody knows), 0 background, 1..n
+        instances of the crop.
     field_ids
         Where each crop comes from.
+    under
+        (B, S, S) int64: the second instance of a pixel that belongs to two, by the ids of
+        `labels`; 0 = none.  An instance may be visible here alone.
     """
 
     images: Tensor
     labels: NDArray[np.int64]
     field_ids: tuple[str, ...]
+    under: NDArray[np.int64]
+
+
+class Crop(NamedTuple):
+    """A part of an example under a random similarity.
+
+    Attributes
+    ----------
+    image
+        (C, S, S) float32, normalised, C = ``in_channels``.
+    labels, under
+        (S, S) int64, as in :class:`Batch`.
+    """
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    under: NDArray[np.int64]
 
 
 def draw_batch(
-    examples: Examples, draw: Draw, settings: TrainSettings, *, step: int, rank: int
+    examples: Examples,
+    draw: Draw,
+    settings: TrainSettings,
+    *,
+    step: int,
+    rank: int,
+    vary: bool = True,
 ) -> Batch:
     """Return the batch of one step; it depends on seed, step and process alone.
 
-    So a resumed run needs no memory of what it has drawn.
+    So a resumed run needs no memory of what it has drawn.  Without `vary` the intensities are as
+    they are: :func:`varied` is left to whoever has the images on an accelerator.
     """
-    crops = []
+    crops: list[Crop] = []
+    field_ids: list[str] = []
     for number in range(settings.batch_size):
         rng = np.random.default_rng([settings.seed, step, rank, number])
         example = examples[int(rng.choice(len(examples), p=draw.probabilities))]
-        crops.append((example.field_id, *cut_crop(example, settings, rng)))
-    images = torch.from_numpy(np.stack([image for _, image, _ in crops]))
-    labels = np.stack([labels for _, _, labels in crops])
-    generator = torch.Generator().manual_seed(_mixed(settings.seed, step, rank))
+        crops.append(cut_crop(example, settings, rng))
+        field_ids.append(example.field_id)
+    images = torch.from_numpy(np.stack([crop.image for crop in crops]))
     return Batch(
-        vary_intensity(images, generator), labels, tuple(field_id for field_id, _, _ in crops)
+        varied(images, settings, step=step, rank=rank) if vary else images,
+        np.stack([crop.labels for crop in crops]),
+        tuple(field_ids),
+        np.stack([crop.under for crop in crops]),
     )
 
 
-def cut_crop(
-    example: Example, settings: TrainSettings, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return one crop: image (C, S, S) with C = ``in_channels``, and labels (S, S).
+def cut_crop(example: Example, settings: TrainSettings, rng: np.random.Generator) -> Crop:
+    """Return one crop: image and labels under the same similarity.
 
-    Rotation by any angle, mirroring, and a zoom drawn log-uniformly from
-    ``scale_min`` to ``scale_max``; the image bilinear, the labels by nearest
-    pixel.  Outside the field the image is mirrored and the labels are −1.
+    Rotation by any angle (none with ``augment`` = origin), mirroring, and a
+    zoom drawn log-uniformly from ``scale_min`` to ``scale_max``; the image
+    bilinear, the labels by nearest pixel.  Outside the field the image is
+    mirrored and the labels are −1.
     """
     side = settings.crop_px
     zoom = np.exp(rng.uniform(np.log(settings.scale_min), np.log(settings.scale_max)))
-    angle = rng.uniform(0, 2 * np.pi)
-    mirrored = -1.0 if rng.random() < 0.5 else 1.0
+    angle = rng.uniform(0, 2 * np.pi) if settings.augment == "full" else 0.0
+    mirrored = -1.0 if rng.random() < MIRRORED_SHARE[settings.augment] else 1.0
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     linear = np.array([[cos * mirrored, -sin], [sin * mirrored, cos]])  # crop (x, y) → field
     reach = side / (2 * zoom) - OVERHANG_PX / zoom
     centre = _centre(example.labels, reach, rng)
     origin = centre - linear @ np.full(2, (side - 1) / 2)
-    rows, columns = _reach(linear, origin, side, example.labels.shape)
-    to_source = np.column_stack([linear, origin - (columns.start, rows.start)])
+    region = _reach(linear, origin, side, example.labels.shape)
+    to_source = np.column_stack([linear, origin - (region[1].start, region[0].start)])
     channels = [
-        _warp(plane[rows, columns].astype(np.float32), to_source, side, cv2.INTER_LINEAR)
-        for plane in example.image
+        _warp_image(example.values(channel, region), to_source, side)
+        for channel in range(len(example.image))
     ]
     image = np.stack(channels)
     if len(channels) == 1:
         image = np.repeat(image, settings.in_channels, axis=0)
-    # float32 holds every id of a field exactly: ids stay below 2**24.
-    labels = _warp(
-        example.labels[rows, columns].astype(np.float32), to_source, side, cv2.INTER_NEAREST
-    )
-    return image, _dense(labels)
+    labels = _warp_ids(example.labels[region], to_source, side, outside=-1)
+    if example.under is None:
+        under = np.zeros_like(labels)
+    else:
+        under = _warp_ids(example.under[region], to_source, side, outside=0)
+    return Crop(image, *_dense(labels, under))
 
 
 def _centre(
-    labels: NDArray[np.int32], reach: float, rng: np.random.Generator
+    labels: NDArray[np.integer], reach: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Return (x, y) in the field around which the crop lies, `reach` from its borders."""
     height, width = labels.shape
     centre = np.array([rng.uniform(0, width), rng.uniform(0, height)])
-    if rng.random() < CENTRED_SHARE and (inside := np.flatnonzero(labels)).size:
+    if rng.random() < CENTRED_SHARE and (inside := np.flatnonzero(labels > 0)).size:
         y, x = divmod(int(rng.choice(inside)), width)
         centre = np.array([x, y], float)
     middle = np.array([width, height]) / 2
@@ -123,28 +159,56 @@ def _reach(
     return slice(int(y0), int(y1)), slice(int(x0), int(x1))
 
 
-def _warp(
-    plane: NDArray[np.float32], to_source: NDArray[np.float64], side: int, interpolation: int
+def _warp_image(
+    plane: NDArray[np.float32], to_source: NDArray[np.float64], side: int
 ) -> NDArray[np.float32]:
-    labels = interpolation == cv2.INTER_NEAREST
     warped: NDArray[np.float32] = cv2.warpAffine(
         plane,
         to_source,
         (side, side),
-        flags=interpolation | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_CONSTANT if labels else cv2.BORDER_REFLECT_101,
-        borderValue=-1,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REFLECT_101,
     )
     return warped
 
 
-def _dense(labels: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return labels with the ids 1..n in their order; −1 and 0 stay."""
-    ids, position = np.unique(labels, return_inverse=True)
-    new = np.cumsum(ids > 0)
-    new[ids < 0] = -1
-    dense: NDArray[np.int64] = new[position].reshape(labels.shape).astype(np.int64)
-    return dense
+def _warp_ids(
+    ids: NDArray[np.integer], to_source: NDArray[np.float64], side: int, *, outside: int
+) -> NDArray[np.float32]:
+    # float32 holds every id of a field exactly: ids stay below 2**24.
+    warped: NDArray[np.float32] = cv2.warpAffine(
+        ids.astype(np.float32),
+        to_source,
+        (side, side),
+        flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=outside,
+    )
+    return warped
+
+
+def _dense(
+    labels: NDArray[np.float32], under: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return both with the ids 1..n of either in their order; −1 and 0 stay."""
+    ids = np.stack([labels, under]).astype(np.int64)
+    present = np.zeros(int(ids.max()) + 2, dtype=bool)
+    present[ids + 1] = True
+    present[:2] = False  # −1 and 0 are no instances
+    new = np.cumsum(present)
+    new[0] = -1
+    dense = new[ids + 1]
+    return dense[0], dense[1]
+
+
+def varied(images: Tensor, settings: TrainSettings, *, step: int, rank: int) -> Tensor:
+    """Return the images (B, C, S, S) of a batch with their intensities varied, where they are.
+
+    Depends on seed, step, process and the kind of device alone.
+    """
+    generator = torch.Generator(images.device)
+    generator.manual_seed(_mixed(settings.seed, step, rank))
+    return VARY[settings.augment](images, generator)
 
 
 def vary_intensity(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -156,16 +220,33 @@ def vary_intensity(images: Tensor, generator: torch.Generator) -> Tensor:
     crops = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(crops, 1, 1, 1).uniform_(low, high, generator=generator)
+        return _uniform(crops, low, high, generator)
 
     def chance(share: float) -> Tensor:
         return uniform(0, 1) < share
 
     images = torch.where(chance(0.5), images.clamp(min=0) ** uniform(-0.5, 0.5).exp(), images)
-    images = torch.where(chance(0.5), images * uniform(0.7, 1.3) + uniform(-0.1, 0.1), images)
+    images = vary_brightness(images, generator)
     images = torch.where(chance(0.2), _blurred(images), images)
-    noise = torch.randn(crops, 1, *images.shape[2:], generator=generator)
+    noise = torch.randn(crops, 1, *images.shape[2:], generator=generator, device=generator.device)
     return torch.where(chance(0.3), images + noise * uniform(0.0, 0.06), images)
+
+
+def vary_brightness(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return `images` (B, C, S, S) with contrast and brightness of half of them varied."""
+    crops = len(images)
+    chosen = _uniform(crops, 0, 1, generator) < 0.5
+    contrast = _uniform(crops, 0.7, 1.3, generator)
+    return torch.where(chosen, images * contrast + _uniform(crops, -0.1, 0.1, generator), images)
+
+
+#: What happens to the intensities, by ``augment``.
+VARY = {"full": vary_intensity, "origin": vary_brightness}
+
+
+def _uniform(crops: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    values = torch.empty(crops, 1, 1, 1, device=generator.device)
+    return values.uniform_(low, high, generator=generator)
 
 
 def _blurred(images: Tensor) -> Tensor:

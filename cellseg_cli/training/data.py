@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,19 @@ from cellseg_cli.config import TrainSettings
 from cellseg_cli.errors import CellsegError, ConfigError, InputError
 from cellseg_cli.images.annotations import Annotations, open_annotations
 from cellseg_cli.images.decode import read_image
-from cellseg_cli.images.discover import Field, find_fields
-from cellseg_cli.images.normalise import apply, check_usable, fit_channels, measure
-from cellseg_cli.instances import Instances, labels_of
+from cellseg_cli.images.discover import Field, Found, discover
+from cellseg_cli.images.normalise import (
+    Normalisation,
+    apply,
+    check_usable,
+    fit_channels,
+    measure,
+)
+from cellseg_cli.images.planes import Planes
+from cellseg_cli.instances import Instances, layers_of
+from cellseg_cli.sizes import parse_size
+from cellseg_cli.training.pixels import in_levels, values_of
+from cellseg_cli.training.pseudo import Pseudo, open_pseudo
 
 #: Decoded examples are kept in memory up to this many bytes; beyond, fields are
 #: decoded again whenever they are drawn.
@@ -32,25 +43,40 @@ CACHE_BYTES = 4 << 30
 TYPE_COLUMNS = ("cell_type", "kind", "type")
 #: Stands for the cell type of fields whose type nobody names.
 ALL_TYPES = "all"
+#: No choice among the planes of an image.
+EVERY_PLANE = Planes()
+#: Begins the name of the data set that a store of pseudo-labels is.
+PSEUDO = "pseudo"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One field with truth.
+    """One field with a target to learn.
 
     Attributes
     ----------
     field
         The image.
     annotations
-        Where its truth is; the field's id is a key in it.
+        Where its truth is, the field's id being a key in it; None for pseudo-labels.
     group
-        Data set and cell type, such as ``train/cort``.
+        Data set and cell type, such as ``0:cort``.
+    planes
+        Those of the image that are taken.
+    pseudo
+        What another model is sure of, in place of a truth.
     """
 
     field: Field
-    annotations: Annotations
+    annotations: Annotations | None
     group: str
+    planes: Planes = EVERY_PLANE
+    pseudo: Pseudo | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells this field from another one when a run is resumed."""
+        return self.pseudo.identity if self.pseudo else self.field.id
 
 
 @dataclass(frozen=True)
@@ -62,20 +88,51 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Something worth saying once."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Example:
     """One field, ready to be cut into crops.
+
+    A pixel may belong to two cells: `labels` has the smaller and `under` the larger one.
 
     Attributes
     ----------
     image
-        (C, Y, X) float16, normalised; C is 1 where all channels are equal.
+        (C, Y, X) uint8, the numbers of `levels`; C is 1 where all channels are equal.
+        Without levels the normalised values themselves, of any dtype.
     labels
-        (Y, X) int32, 0 = background; overlaps flattened, smaller over larger.
+        (Y, X) of the smallest integer dtype that holds them: −1 = unknown, 0 = background;
+        overlaps flattened, smaller over larger.
+    under
+        (Y, X) likewise: the instance that lies next below that of `labels`, 0 = none; None
+        where no pixel has a second one.
+    levels
+        (C, 256) float32: the normalised value of each number.
     """
 
     field_id: str
-    image: NDArray[np.float16]
-    labels: NDArray[np.int32]
+    image: NDArray[np.generic]
+    labels: NDArray[np.integer]
+    under: NDArray[np.integer] | None = None
+    levels: NDArray[np.float32] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        arrays = (self.image, self.labels, self.under, self.levels)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    def values(self, channel: int, region: tuple[slice, slice]) -> NDArray[np.float32]:
+        """Return the normalised values of a part of one channel, (y, x) float32."""
+        part = self.image[channel][region]
+        if self.levels is None:
+            return part.astype(np.float32)
+        return values_of(part.astype(np.uint8, copy=False), self.levels[channel])
 
 
 @dataclass(frozen=True)
@@ -88,7 +145,12 @@ class Split:
 
 
 def open_split(
-    data: Sequence[str], *, validation: Sequence[str] = (), index: Path | None = None
+    data: Sequence[str],
+    *,
+    validation: Sequence[str] = (),
+    index: Path | None = None,
+    pseudo: Sequence[str | Path] = (),
+    settings: TrainSettings = TrainSettings(),
 ) -> Split:
     """Return the training and validation fields of some data sets.
 
@@ -102,40 +164,67 @@ def open_split(
         ``val``; other fields are left out; without this column all fields of
         `data` are learned from) and a cell type (``cell_type``, ``kind`` or
         ``type``).
+    pseudo
+        Stores of images without truth, embedded and clustered by another model; of each
+        what that model is sure of is learned from.  Images that have truth are left out.
+    settings
+        Uses ``channel``, ``z``, ``t``, ``pattern``, ``weights`` and ``pseudo_level``.
 
     Raises
     ------
     InputError
-        No field of a data set has truth, or none is left to learn from.
+        No field of a data set has truth, or none is left to learn from; no image of a store
+        is what it was.
+    ConfigError
+        Weights for more or fewer data sets than there are.
+    StoreError
+        As :func:`cellseg_cli.training.pseudo.open_pseudo`.
     """
+    if settings.weights and len(settings.weights) != len(data):
+        raise ConfigError(
+            f"--weight is given {len(settings.weights)} times for {len(data)} data sets; "
+            "give one for each DATA, in their order, or none"
+        )
     rows = _index(index) if index else {}
     splits = any("split" in row for row in rows.values())
     notes: list[str] = []
     train: list[Source] = []
     held: list[Source] = []
     for number, spec in enumerate(data):
-        for source in _sources(spec, number, rows, notes):
+        for source in _sources(spec, number, rows, notes, settings):
             split = rows.get(source.field.id, {}).get("split") if splits else "train"
             if split == "train":
                 train.append(source)
             elif split in ("val", "validation"):
                 held.append(source)
     for number, spec in enumerate(validation):
-        held.extend(_sources(spec, number, rows, notes))
+        held.extend(_sources(spec, number, rows, notes, settings))
     if not train:
         raise InputError(
             f"no field to learn from in {', '.join(data)}"
             + (f": {index} names none of them as split=train" if splits else "")
         )
+    notes += _shared(train, held)
+    for number, path in enumerate(pseudo):
+        train += _pseudo_sources(path, number, settings.pseudo_level, [*train, *held], notes)
     return Split(tuple(train), tuple(held), tuple(notes))
 
 
 def _sources(
-    spec: str, number: int, rows: dict[str, dict[str, str]], notes: list[str]
+    spec: str,
+    number: int,
+    rows: dict[str, dict[str, str]],
+    notes: list[str],
+    settings: TrainSettings,
 ) -> list[Source]:
     images, truth = _parts(spec)
-    fields = find_fields(images, pattern="none")
+    planes = Planes(settings.channel, settings.z, settings.t)
+    found = discover(images, pattern=settings.pattern or "none", planes=planes)
     annotations = open_annotations(truth)
+    if settings.pattern is None:
+        found = _grouped(images, found, annotations, planes)
+    fields = found.fields
+    notes += found.notes
     with_truth = [field for field in fields if field.id in annotations]
     if not with_truth:
         raise InputError(
@@ -147,9 +236,48 @@ def _sources(
     if lost := len(annotations.field_ids) - len(with_truth):
         notes.append(f"{lost} truths in {truth} have no image in {images} and are left out")
     return [
-        Source(field, annotations, f"{number}:{_cell_type(field.id, annotations, rows)}")
+        Source(field, annotations, f"{number}:{_cell_type(field.id, annotations, rows)}", planes)
         for field in with_truth
     ]
+
+
+def _grouped(images: str, alone: Found, annotations: Annotations, planes: Planes) -> Found:
+    """The files alone, or the fields of plates that they make if those are what has truth."""
+    if any(field.id in annotations for field in alone.fields):
+        return alone
+    grouped = discover(images, planes=planes)
+    return grouped if any(field.id in annotations for field in grouped.fields) else alone
+
+
+def _shared(train: Sequence[Source], held: Sequence[Source]) -> list[str]:
+    """What to say of held-out fields that are learned from too."""
+    learned = {_place(source.field) for source in train}
+    both = [source.field.id for source in held if _place(source.field) in learned]
+    if not both:
+        return []
+    return [
+        f"{len(both)} of {len(held)} held-out fields are learned from too, such as {both[0]}: "
+        "their scores say nothing of new images"
+    ]
+
+
+def _pseudo_sources(
+    path: str | Path, number: int, level: float, annotated: Sequence[Source], notes: list[str]
+) -> list[Source]:
+    """The fields of a store that have no truth here, as a data set of its own."""
+    every = open_pseudo(path, level)
+    known = {_place(source.field) for source in annotated}
+    fields = [one for one in every if _place(one.field) not in known]
+    if left := len(every) - len(fields):
+        notes.append(f"{left} fields of {path} have truth and are not pseudo-labelled")
+    if not fields:
+        raise InputError(f"every image of {path} has truth: there is nothing to pseudo-label")
+    group = f"{PSEUDO}{number}:{ALL_TYPES}"
+    return [Source(one.field, None, group, one.planes, one) for one in fields]
+
+
+def _place(field: Field) -> Path:
+    return field.path.resolve()
 
 
 def _cell_type(field_id: str, annotations: Annotations, rows: dict[str, dict[str, str]]) -> str:
@@ -191,12 +319,50 @@ def read_field(source: Source, settings: TrainSettings) -> tuple[NDArray[np.floa
     InputError
         As decoding, :func:`check_usable`, and a truth of another size.
     """
-    raw = read_image(source.field.path)
+    raw = _read_raw(source, settings)
+    image = apply(raw, _measured(raw, settings))
+    return image, _truth(source, (raw.shape[1], raw.shape[2]))
+
+
+def _truth(source: Source, shape: tuple[int, int]) -> Instances:
+    assert source.annotations is not None, "pseudo-labels are no truth"
+    return source.annotations.read(source.field.id, shape)
+
+
+def _read_raw(source: Source, settings: TrainSettings) -> np.ndarray:
+    """The image (C, Y, X) as it is stored, with the channels that the network takes."""
+    if source.field.fault:
+        raise InputError(source.field.fault)
+    raw = read_image(source.field.source, source.planes)
     check_usable(raw)
-    raw = fit_channels(raw, settings.in_channels)
-    image = apply(raw, measure(raw, settings.low_percentile, settings.high_percentile))
-    shape = (image.shape[1], image.shape[2])
-    return image, source.annotations.read(source.field.id, shape)
+    return fit_channels(raw, settings.in_channels)
+
+
+def _measured(raw: np.ndarray, settings: TrainSettings) -> Normalisation:
+    return measure(raw, settings.low_percentile, settings.high_percentile)
+
+
+def share_of(sources: Sequence[Source], share: float, seed: int) -> tuple[Source, ...]:
+    """Return a share of the annotated fields of each group, in order, at least one of each.
+
+    Which ones depends on `seed` and, within a group, on the ids alone; a larger share holds
+    every smaller one.
+
+    >>> fields = [Source(Field(name, None), None, name[0]) for name in ("a1", "a2", "a3", "b1")]
+    >>> [len(share_of(fields, share, seed=0)) for share in (0.1, 0.5, 1.0)]
+    [2, 3, 4]
+    """
+    if share >= 1:
+        return tuple(sources)
+    groups: dict[str, list[int]] = {}
+    for index in sorted(range(len(sources)), key=lambda index: sources[index].field.id):
+        groups.setdefault(sources[index].group, []).append(index)
+    taken = {index for index, source in enumerate(sources) if source.pseudo is not None}
+    for members in groups.values():
+        order = np.random.default_rng([seed, len(members)]).permutation(members)
+        count = ceil(share * len(members) - 1e-9)  # 0.07 × 100 is a little over 7
+        taken.update(int(index) for index in order[:count])
+    return tuple(source for index, source in enumerate(sources) if index in taken)
 
 
 @dataclass
@@ -220,17 +386,26 @@ class Examples:
         if (kept := self._kept.get(index)) is not None:
             return kept
         example = self._read(index)
-        size = example.image.nbytes + example.labels.nbytes
+        size = example.nbytes
         with self._lock:
             if index not in self._kept and self._bytes + size <= self.cache_bytes:
                 self._kept[index] = example
                 self._bytes += size
         return example
 
+    def note(self) -> str | None:
+        """Return what to say of fields that memory has no room for; None where it has."""
+        if (kept := len(self._kept)) == len(self):
+            return None
+        return (
+            f"{kept} of {len(self)} fields are kept in memory ({self._bytes / 1e6:.0f} MB of "
+            f"cache={self.settings.cache}); the others are decoded again whenever they are drawn"
+        )
+
     def only(self, indices: Sequence[int]) -> Examples:
         """Return the fields at `indices`, with what is decoded of them already."""
         kept = {new: self._kept[index] for new, index in enumerate(indices) if index in self._kept}
-        size = sum(each.image.nbytes + each.labels.nbytes for each in kept.values())
+        size = sum(each.nbytes for each in kept.values())
         sources = [self.sources[index] for index in indices]
         return Examples(sources, self.settings, self.cache_bytes, kept, _bytes=size)
 
@@ -244,21 +419,56 @@ class Examples:
 
     def _read(self, index: int) -> Example:
         source = self.sources[index]
-        image, instances = read_field(source, self.settings)
-        if all(np.array_equal(image[0], channel) for channel in image[1:]):
-            image = image[:1]
-        labels = labels_of(instances).astype(np.int32)
-        return Example(source.field.id, image.astype(np.float16), labels)
+        if source.pseudo is not None:
+            source.pseudo.check()
+        raw = _read_raw(source, self.settings)
+        image, levels = in_levels(raw, _measured(raw, self.settings))
+        return Example(
+            source.field.id, image, *_target(source, (raw.shape[1], raw.shape[2])), levels
+        )
+
+
+def _target(
+    source: Source, shape: tuple[int, int]
+) -> tuple[NDArray[np.integer], NDArray[np.integer] | None]:
+    """The labels of a field, and its second cells where there are any."""
+    if source.pseudo is not None:
+        return smallest(source.pseudo.labels(shape)), None
+    labels, under = layers_of(distinct(_truth(source, shape)))
+    return smallest(labels), smallest(under) if under.any() else None
+
+
+def distinct(truth: Instances) -> Instances:
+    """Return the instances without those that are the copy of an earlier one, pixel by pixel.
+
+    A copy would lie on top of its original and say of each of its pixels that it belongs to
+    two cells.
+    """
+    return Instances(truth.shape, tuple({runs.tobytes(): runs for runs in truth.runs}.values()))
+
+
+def smallest(labels: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return labels from −1 on in the smallest dtype that holds them.
+
+    >>> smallest(np.array([0, 300])).dtype, smallest(np.array([-1, 100])).dtype
+    (dtype('uint16'), dtype('int8'))
+    """
+    signed = labels.min(initial=0) < 0
+    candidates = (np.int8, np.int16, np.int32) if signed else (np.uint8, np.uint16, np.uint32)
+    highest = labels.max(initial=0)
+    return labels.astype(next(one for one in candidates if highest <= np.iinfo(one).max))
 
 
 def usable(
-    sources: Sequence[Source], settings: TrainSettings, *, cache_bytes: int = CACHE_BYTES
+    sources: Sequence[Source], settings: TrainSettings, *, cache_bytes: int | None = None
 ) -> tuple[Examples, tuple[Failed, ...]]:
     """Return the fields that can be decoded, and why the others cannot.
 
     Every field is decoded once here, so that a bad file is known before the
     first step and not hours into a run.
     """
+    if cache_bytes is None:
+        cache_bytes = parse_size(settings.cache, "cache")
     every = Examples(sources, settings, cache_bytes)
     reasons: dict[int, str] = {}
     with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
@@ -269,32 +479,3 @@ def usable(
         return every, ()
     failed = tuple(Failed(sources[number].field.id, reason) for number, reason in reasons.items())
     return every.only([number for number in range(len(every)) if number not in reasons]), failed
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How often each field is drawn.
-
-    Attributes
-    ----------
-    probabilities
-        (n,) float64, one per field, summing to 1.
-    """
-
-    probabilities: NDArray[np.float64]
-
-    @classmethod
-    def balanced(cls, sources: Sequence[Source], balance: float) -> Draw:
-        """Return a draw in which a group of n fields has a share ∝ n**balance.
-
-        >>> fields = [Source(None, None, group) for group in "aaab"]
-        >>> Draw.balanced(fields, 0.0).probabilities.round(3).tolist()
-        [0.167, 0.167, 0.167, 0.5]
-        """
-        if not 0 <= balance <= 1:
-            raise ConfigError(f"balance={balance} is not in [0, 1]")
-        _, group, sizes = np.unique(
-            [source.group for source in sources], return_inverse=True, return_counts=True
-        )
-        weight = sizes[group] ** (balance - 1.0)
-        return cls(weight / weight.sum())

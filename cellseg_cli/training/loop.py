@@ -12,7 +12,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,15 +23,30 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, Strategy
 
 from cellseg_cli.config import TrainSettings
-from cellseg_cli.errors import ConfigError, DeviceError, OutputExistsError, TrainingError
+from cellseg_cli.errors import (
+    ConfigError,
+    DeviceError,
+    InputError,
+    OutputExistsError,
+    TrainingError,
+)
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, save_model
 from cellseg_cli.networks.devices import computes_bf16, resolve_device
+from cellseg_cli.networks.initial import (
+    InitialReport,
+    find_initial,
+    initial_fingerprint,
+    load_initial,
+)
+from cellseg_cli.training.ahead import prepared
 from cellseg_cli.training.crops import Batch, draw_batch
-from cellseg_cli.training.data import Draw, Examples, Failed, Split, usable
+from cellseg_cli.training.data import Examples, Failed, Noted, Split, share_of, usable
+from cellseg_cli.training.draw import Draw
 from cellseg_cli.training.limits import check_settings
 from cellseg_cli.training.metrics import Metrics
-from cellseg_cli.training.objective import OBJECTIVES
+from cellseg_cli.training.muon import Muon
+from cellseg_cli.training.objective import CLUSTERING, OBJECTIVES, Target
 from cellseg_cli.training.state import (
     State,
     averaged_copy,
@@ -44,8 +58,6 @@ from cellseg_cli.training.state import (
 from cellseg_cli.training.tune import tune
 from cellseg_cli.training.validate import statistics, validate
 
-#: Batches prepared ahead of the step that needs them.
-PREFETCH = 3
 #: Steps between two reports, and between two writes of the state.
 REPORT_EVERY = 20
 SAVE_EVERY = 250
@@ -82,7 +94,7 @@ class Report:
     score: Mapping[str, float] | None = None
 
 
-Emit = Callable[[Started | Report | Failed], None]
+Emit = Callable[[Started | Report | Failed | Noted | InitialReport], None]
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,10 @@ def train(
         its run, and `overwrite` is not set.
     ConfigError
         Settings out of range.
+    CheckpointError
+        Weights to begin with that are not there or do not fit the network.
+    InputError
+        There is nothing to learn from, or not one of the held-out fields can be read.
     DeviceError
         More devices than there are.
     TrainingError
@@ -143,23 +159,32 @@ def train(
     check_settings(settings)
     fabric = _fabric(settings)
     fabric.launch()
-    examples, failed = usable(split.train, settings)
+    sources = share_of(split.train, settings.fields_share, settings.seed)
+    examples, failed = usable(sources, settings)
     # Held-out fields are scored at full size, never cut into crops: nothing to keep.
     held, held_failed = usable(split.validation, settings, cache_bytes=0)
     if fabric.global_rank == 0:
         for failure in (*failed, *held_failed):
             emit(failure)
+        if (note := examples.note()) is not None:
+            emit(Noted(note))
+    if split.validation and not len(held):
+        raise InputError(
+            f"not one of {len(split.validation)} held-out fields can be read: there is nothing "
+            f"to choose the best model by; the first: {held_failed[0].reason}"
+        )
     label_statistics = statistics(examples)
     torch.manual_seed(settings.seed)
     model = Embedder(architecture_of(settings))
+    initial = load_initial(model, find_initial(settings.init)) if settings.init else None
     model = model.to(fabric.device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = _optimizer(model, settings)
     state = State(model, averaged_copy(model), optimizer, _identity(settings, examples))
     if not overwrite:  # in every process: one alone would leave the others waiting
         _refuse_another_run(out, state)
     if fabric.global_rank == 0:
+        if initial is not None:
+            emit(initial)
         _prepare(out, overwrite=overwrite)
     fabric.barrier()
     kept = out / "state.safetensors"
@@ -180,21 +205,25 @@ def train(
 def architecture_of(settings: TrainSettings) -> Architecture:
     """Return the network that `settings` describe."""
     return Architecture(
-        kind=settings.recipe,
+        kind="spatial" if settings.recipe == "spatial" else "contrastive",
         encoder=settings.encoder,
         levels=settings.levels,
+        decoder=settings.decoder,
         decoder_channels=settings.decoder_channels,
         in_channels=settings.in_channels,
         embedding_dim=settings.embedding_dim,
         classes_head=settings.classes_head,
+        classes_from="embedding" if settings.recipe == "binary" else "features",
     )
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Return the rate of a step: a rise and a fall along half cosines (one cycle).
+    """Return the rate of a step: a rise and a fall along half cosines (one cycle), or constant.
 
     Source: Smith and Topin, arXiv 1708.07120, with cosine flanks.
     """
+    if settings.schedule == "constant":
+        return settings.learning_rate
     rise = max(1, round(settings.steps * WARM_UP))
     if step < rise:
         return settings.learning_rate * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * step / rise)))
@@ -221,7 +250,7 @@ class _Runner:
         self.fabric, self.work, self.state, self.emit = fabric, work, state, emit
         self.settings, self.out = work.settings, work.out
         self.model, self.optimizer = fabric.setup(state.model, state.optimizer)
-        self.draw = Draw.balanced(work.examples.sources, work.settings.balance)
+        self.draw = Draw.of(work.examples.sources, work.settings)
         self.metrics = (
             Metrics(work.out / "metrics.csv", after_step=state.step) if self.leads else None
         )
@@ -283,19 +312,7 @@ class _Runner:
             rank = self.fabric.global_rank
             return draw_batch(self.work.examples, self.draw, self.settings, step=step, rank=rank)
 
-        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="crops") as pool:
-            waiting: list[Future[Batch]] = [
-                pool.submit(prepare, step)
-                for step in range(first, min(first + PREFETCH, self.settings.steps))
-            ]
-            try:
-                for step in range(first, self.settings.steps):
-                    batch = waiting.pop(0).result()
-                    if step + PREFETCH < self.settings.steps:
-                        waiting.append(pool.submit(prepare, step + PREFETCH))
-                    yield step, batch
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        yield from prepared(prepare, first, self.settings.steps)
 
     def _step(self, step: int, batch: Batch) -> dict[str, float]:
         settings = self.settings
@@ -304,7 +321,9 @@ class _Runner:
         images = batch.images.to(self.fabric.device, non_blocking=True)
         output = self.model(images.contiguous(memory_format=torch.channels_last))
         rng = np.random.default_rng([settings.seed, step, self.fabric.global_rank, 1 << 20])
-        terms = OBJECTIVES[settings.recipe](output, batch.labels, settings, rng)
+        terms = OBJECTIVES[settings.recipe](
+            output, Target(batch.labels, batch.under), settings, rng
+        )
         loss = torch.stack(list(terms.values())).sum()
         losses = {name: float(value.detach()) for name, value in terms.items()}
         if not all(math.isfinite(value) for value in losses.values()):
@@ -363,6 +382,7 @@ class _Runner:
             architecture=state.model.architecture,
             low_percentile=settings.low_percentile,
             high_percentile=settings.high_percentile,
+            cluster=dict(CLUSTERING.get(settings.recipe, {})),
             label_statistics=dict(self.work.label_statistics),
             training={
                 "settings": dataclasses.asdict(settings),
@@ -378,6 +398,13 @@ class _Runner:
             licence=self.work.labelling.licence,
             data=self.work.labelling.data,
         )
+
+
+def _optimizer(model: Embedder, settings: TrainSettings) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "muon":
+        return Muon(model, rate, decay)
+    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
 
 
 def _fabric(settings: TrainSettings) -> Fabric:
@@ -413,9 +440,12 @@ def _identity(settings: TrainSettings, examples: Examples) -> dict[str, Any]:
     Where and in which precision it is computed does not, nor the rhythm of validation.
     """
     content = dataclasses.asdict(settings)
-    for name in ("device", "devices", "validate_every", "precision"):
+    for name in ("device", "devices", "validate_every", "precision", "cache"):
         content.pop(name)
-    content["fields"] = [source.field.id for source in examples.sources]
+    if settings.init is not None:  # what is in the file counts, not where it lies
+        content["init"] = initial_fingerprint(find_initial(settings.init))
+    content |= {name: list(one) for name, one in content.items() if isinstance(one, tuple)}
+    content["fields"] = [source.identity for source in examples.sources]
     return content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from cellseg_cli.config import TrainSettings
 from cellseg_cli.networks.architecture import Output
 from cellseg_cli.training.losses import classes_loss, contrastive_loss
-from cellseg_cli.training.samplers import SAMPLERS
+from cellseg_cli.training.samplers import Samples, draw_samples
 from cellseg_cli.training.spatial import spatial_terms
 from cellseg_cli.training.windows import instance_windows
 
@@ -26,17 +27,29 @@ SEED_WEIGHT = 5.0
 CLASSES_WEIGHT = 0.5
 
 Terms = dict[str, Tensor]
-Objective = Callable[[Output, NDArray[np.int64], TrainSettings, np.random.Generator], Terms]
+
+
+class Target(NamedTuple):
+    """What a batch should give: `labels` and `under`, as of a batch of crops.
+
+    Only the spatial loss looks under a cell; to the others a pixel is one of the upper cell.
+    """
+
+    labels: NDArray[np.int64]
+    under: NDArray[np.int64] | None = None
+
+
+Objective = Callable[[Output, Target, TrainSettings, np.random.Generator], Terms]
 
 
 def spatial(
-    output: Output, labels: NDArray[np.int64], settings: TrainSettings, rng: np.random.Generator
+    output: Output, target: Target, settings: TrainSettings, rng: np.random.Generator
 ) -> Terms:
     """Return the weighted terms of the `spatial` recipe."""
     device = output.embedding.device
-    windows = instance_windows(labels, settings, rng)
+    windows = instance_windows(target.labels, settings, rng, target.under)
     windows = type(windows)(*(tensor.to(device, non_blocking=True) for tensor in windows))
-    on_device = torch.from_numpy(labels).to(device, non_blocking=True)
+    on_device = torch.from_numpy(target.labels).to(device, non_blocking=True)
     parts = spatial_terms(output.embedding, on_device, windows)
     terms = {
         "overlap": parts.overlap,
@@ -47,23 +60,56 @@ def spatial(
 
 
 def contrastive(
-    output: Output, labels: NDArray[np.int64], settings: TrainSettings, rng: np.random.Generator
+    output: Output, target: Target, settings: TrainSettings, rng: np.random.Generator
 ) -> Terms:
     """Return the weighted terms of the `contrastive` recipe."""
-    device = output.embedding.device
-    on_device = torch.from_numpy(labels).to(device, non_blocking=True)
-    contrasts = []
-    for crop, crop_labels in zip(output.embedding, labels, strict=True):
-        pixels = torch.from_numpy(SAMPLERS[settings.sampler](crop_labels, settings, rng))
-        pixels = pixels.to(device)
-        vectors = crop.flatten(1)[:, pixels].T  # (E, H·W) → (N, E)
-        there = torch.from_numpy(crop_labels.ravel()).to(device)[pixels]
-        contrasts.append(contrastive_loss(vectors, there, settings.temperature))
-    return {"contrast": torch.stack(contrasts).mean()} | _classes(output, on_device)
+    samples = draw_samples(target.labels, settings, rng)
+    on_device = torch.from_numpy(target.labels).to(output.embedding.device, non_blocking=True)
+    return {"contrast": _contrast(output, samples, settings)} | _classes(output, on_device)
+
+
+def binary(
+    output: Output, target: Target, settings: TrainSettings, rng: np.random.Generator
+) -> Terms:
+    """Return the weighted terms of the `binary` recipe.
+
+    The contrast knows cells and background only.  The instances come from the
+    classes, which therefore weigh as much as it.
+    """
+    assert output.classes is not None
+    samples = draw_samples(target.labels, settings, rng)
+    samples = samples._replace(labels=samples.labels.clamp(max=1))
+    on_device = torch.from_numpy(target.labels).to(output.embedding.device, non_blocking=True)
+    return {
+        "contrast": _contrast(output, samples, settings),
+        "classes": classes_loss(output.classes, on_device),
+    }
 
 
 #: Objectives by recipe.
-OBJECTIVES: dict[str, Objective] = {"spatial": spatial, "contrastive": contrastive}
+OBJECTIVES: dict[str, Objective] = {
+    "spatial": spatial,
+    "contrastive": contrastive,
+    "binary": binary,
+}
+
+
+#: Clustering settings of recipes whose instances do not come by the usual method of their kind of
+#: embedding; they stand in the model's header, where every later command finds them.
+CLUSTERING: dict[str, dict[str, str]] = {"binary": {"method": "watershed"}}
+
+
+def _contrast(output: Output, samples: Samples, settings: TrainSettings) -> Tensor:
+    count, pixels = samples.pixels.shape
+    # (B, E, H, W) → (B·H·W, E): no copy of a channels-last tensor, and rows that lie together
+    vectors = output.embedding.permute(0, 2, 3, 1).flatten(0, 2)
+    chosen = samples.pixels.flatten().to(vectors.device, non_blocking=True)
+    return contrastive_loss(
+        vectors.index_select(0, chosen).view(count, pixels, vectors.shape[1]),
+        samples.labels,
+        settings.temperature,
+        with_itself=settings.self_pairs,
+    )
 
 
 def _classes(output: Output, labels: Tensor) -> Terms:

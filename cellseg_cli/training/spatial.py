@@ -63,8 +63,9 @@ def spatial_terms(embedding: Tensor, labels: Tensor, windows: Windows) -> Spatia
     instance, c is the mean predicted centre and sigma the geometric mean of
     the bandwidths over its visible pixels; the soft mask of the instance is
     phi = exp(−|centre − c|² / 2 sigma²).  ``overlap`` is the Lovász hinge of
-    2 phi − 1 in the windows, ``smoothness`` the variance of log bandwidth
-    inside an instance, ``seed`` the squared error of the seed map against phi
+    2 phi − 1 in the windows (its mean over the instances of a crop, then over
+    crops), ``smoothness`` the variance of log bandwidth inside an instance,
+    ``seed`` the squared error of the seed map against phi
     of the pixel's own instance (0 on background).
 
     Source: Neven et al., arXiv 1906.11109, equations 5 to 11.
@@ -110,7 +111,10 @@ def spatial_terms(embedding: Tensor, labels: Tensor, windows: Windows) -> Spatia
     )
     truth = labels[crop, windows.y, windows.x] == windows.instance.unsqueeze(1)
     hinge = lovasz_hinge(2 * phi - 1, truth, windows.valid)
-    overlap = hinge.mean() if len(hinge) else embedding.sum() * 0
+    # Every crop weighs the same, as every image does in the scores: a mean over all instances
+    # would be the mean of the crowded crops.
+    share = 1 / torch.bincount(windows.crop, minlength=crops).clamp(min=1)[windows.crop]
+    overlap = (hinge * share).sum() / share.sum() if len(hinge) else embedding.sum() * 0
     return SpatialTerms(overlap, smoothness, seed_term)
 
 

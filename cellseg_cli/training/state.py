@@ -11,28 +11,30 @@ import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cellseg_cli.errors import CheckpointError
-from cellseg_cli.networks.architecture import Embedder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+Network = TypeVar("Network", bound=nn.Module)
+Average = TypeVar("Average", bound=nn.Module)
 
 
 @dataclass
-class State:
+class State(Generic[Network, Average]):
     """A run between two steps.
 
     Attributes
     ----------
     model, averaged
-        The weights that are trained, and their exponential average, which is
-        validated and kept.
+        What is trained, and the exponential average of its weights, or of a part of
+        them.
     optimizer
-        AdamW.
+        Of the weights that are trained.
     step
         Steps done.
     seconds
@@ -44,8 +46,8 @@ class State:
         and in which precision it is computed may change between sittings.
     """
 
-    model: Embedder
-    averaged: Embedder
+    model: Network
+    averaged: Average
     optimizer: torch.optim.Optimizer
     settings: dict[str, Any]
     step: int = 0
@@ -53,7 +55,7 @@ class State:
     best: dict[str, Any] = field(default_factory=dict)
 
 
-def averaged_copy(model: Embedder) -> Embedder:
+def averaged_copy(model: Network) -> Network:
     """Return a copy of `model` that carries no gradients."""
     return copy.deepcopy(model).requires_grad_(False)
 
@@ -65,15 +67,17 @@ def update_average(averaged: nn.Module, model: nn.Module, step: int, decay: floa
     ExponentialMovingAverage.
     """
     weight = 1 - min(decay, (1 + step) / (10 + step))
-    kept, current = averaged.state_dict(), model.state_dict()
-    for name, tensor in kept.items():
-        if tensor.is_floating_point():
-            tensor.lerp_(current[name].detach(), weight)
-        else:
-            tensor.copy_(current[name])
+    kept = [*averaged.parameters(), *averaged.buffers()]
+    current = [*model.parameters(), *model.buffers()]
+    floating = [index for index, tensor in enumerate(kept) if tensor.is_floating_point()]
+    others = [index for index, tensor in enumerate(kept) if not tensor.is_floating_point()]
+    with torch.no_grad():
+        torch._foreach_lerp_([kept[i] for i in floating], [current[i] for i in floating], weight)
+        if others:
+            torch._foreach_copy_([kept[i] for i in others], [current[i] for i in others])
 
 
-def save_state(path: Path, state: State) -> None:
+def save_state(path: Path, state: State[Any, Any]) -> None:
     """Write `state` to `path`, atomically."""
     from safetensors.torch import save
 
@@ -103,7 +107,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def restore_state(path: Path, state: State) -> None:
+def restore_state(path: Path, state: State[Any, Any]) -> None:
     """Bring `state`, freshly made with the same settings, to where `path` was written.
 
     Raises

@@ -17,7 +17,7 @@ from cellseg_cli.evaluation.choice import (
     Trials,
     choose,
     mean_ap_of_trials,
-    search_for,
+    searches_for,
     settings_table,
 )
 from cellseg_cli.networks.checkpoint import load_model, write_tuned
@@ -42,13 +42,14 @@ def tune(path: Path, examples: Examples, device: str) -> dict[str, Any]:
     model, header = load_model(path)
     predictor = Predictor(model, header, device=device)
     with_classes = header.architecture.classes_head
-    start = resolve(Clustering(), header.kind, with_classes=with_classes)
+    method = header.cluster.get("method", "auto")  # that of the model's recipe
+    start = resolve(Clustering(method), header.kind, with_classes=with_classes)
 
     def score(trials: Trials) -> Mapping[str, Sequence[float]]:
         return {one: _mean_aps(predictor, examples, int(one), trials[one]) for one in trials}
 
-    search = search_for(start, header.kind, with_classes=with_classes)
-    best = choose(search, _groups(examples), score)
+    searches = searches_for(start, header.kind, with_classes=with_classes)
+    best = choose(searches, _groups(examples), score)
     if _ALL not in best:
         return {}
     overall = best.pop(_ALL)

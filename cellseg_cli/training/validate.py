@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cellseg_cli.clustering import cluster
+from cellseg_cli.clustering import Clustering, cluster
 from cellseg_cli.errors import InputError
 from cellseg_cli.evaluation.scores import FieldScore, score_field, summarise, summarise_groups
 from cellseg_cli.instances import instances_of_labels
@@ -24,7 +24,7 @@ def validate(
 ) -> dict[str, float]:
     """Return mean AP, AP at 0.5 and 0.75 over the fields, and mean AP per cell type.
 
-    Clustering runs with the defaults of the embedding's kind.  Without held-out
+    Clustering runs with the defaults of the recipe's method.  Without held-out
     fields the result is empty.
     """
     if not examples.sources:
@@ -46,26 +46,33 @@ def validate(
 def _score(predictor: Predictor, source: Source, examples: Examples) -> FieldScore:
     image, truth = read_field(source, examples.settings)
     embedding = predictor.embed(image)
-    labels = cluster(embedding.values, kind=predictor.header.kind, classes=embedding.classes)
+    header = predictor.header
+    method = Clustering(header.cluster.get("method", "auto"))  # that of the model's recipe
+    labels = cluster(embedding.values, kind=header.kind, settings=method, classes=embedding.classes)
     return score_field(instances_of_labels(labels), truth)
 
 
 def statistics(examples: Examples) -> dict[str, Any]:
     """Return what the header says of the truth: fields, instances, areas, groups.
 
+    Pseudo-labelled fields are no truth: only their number is told, where there are any.
+
     Raises
     ------
     InputError
         There is not one instance to learn from.
     """
-    if not len(examples):
+    annotated = [n for n, source in enumerate(examples.sources) if source.pseudo is None]
+    if not annotated:
         raise InputError("not one training field can be read: there is nothing to learn from")
-    areas = np.concatenate([_areas(examples[index].labels) for index in range(len(examples))])
+    areas = np.concatenate([_areas(examples[index].labels) for index in annotated])
     if not areas.size:
         raise InputError("the training fields hold no instance: there is nothing to learn")
-    groups = [source.group.split(":", 1)[1] for source in examples.sources]
+    groups = [examples.sources[index].group.split(":", 1)[1] for index in annotated]
+    pseudo = len(examples) - len(annotated)
     return {
-        "fields": len(examples),
+        "fields": len(annotated),
+        **({"pseudo_labelled_fields": pseudo} if pseudo else {}),
         "instances": int(areas.size),
         "median_area_px": float(np.median(areas)),
         "smallest_area_px": int(areas.min()),

@@ -44,7 +44,10 @@ class Windows(NamedTuple):
 
 
 def instance_windows(
-    labels: NDArray[np.int64], settings: TrainSettings, rng: np.random.Generator
+    labels: NDArray[np.int64],
+    settings: TrainSettings,
+    rng: np.random.Generator,
+    under: NDArray[np.int64] | None = None,
 ) -> Windows:
     """Return windows over at most ``instances_per_crop`` instances of each crop.
 
@@ -58,6 +61,10 @@ def instance_windows(
     ----------
     labels
         (B, H, W) int64.
+    under
+        (B, H, W) int64, the second instance of a pixel, 0 = none: where two
+        cells overlap, the pixel is one of the upper cell, and no point of the
+        lower one's window, to which it is neither inside nor outside.
     """
     found = [_boxes(crop) for crop in labels]
     chosen: list[NDArray[np.int64]] = []
@@ -69,7 +76,11 @@ def instance_windows(
     crop, instance, y0, x0, y1, x1 = table.T
     y = _axis(y0, y1, settings.grid_points, rng)
     x = _axis(x0, x1, settings.grid_points, rng)
-    return _windows(labels, crop, instance, y, x)
+    windows = _windows(labels, crop, instance, y, x)
+    if under is None:
+        return windows
+    covered = torch.from_numpy(under)[windows.crop[:, None], windows.y, windows.x]
+    return windows._replace(valid=windows.valid & (covered != windows.instance[:, None]))
 
 
 def _axis(low: Pixels, high: Pixels, points: int, rng: np.random.Generator) -> Pixels:

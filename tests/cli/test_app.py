@@ -60,7 +60,9 @@ def test_an_unknown_setting_is_a_usage_error(
     code = run(["train", str(tmp_path), "--out", str(tmp_path / "run"), "--set", "stpes=3"])
     captured = capsys.readouterr()
     assert code == ExitCode.USAGE
-    assert captured.err.startswith("cellseg: unknown setting stpes; known: balance, batch_size")
+    assert captured.err.startswith(
+        "cellseg: unknown setting stpes; known: augment, balance, batch_size"
+    )
     assert captured.err.count("\n") == 1
     assert captured.out == ""
 

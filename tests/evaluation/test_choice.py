@@ -21,7 +21,7 @@ from cellseg_cli.evaluation.choice import (
     Trials,
     choose,
     mean_ap_of_trials,
-    search_for,
+    searches_for,
     settings_table,
 )
 from cellseg_cli.evaluation.scores import measures, score_field
@@ -37,7 +37,8 @@ def place(trial: Clustering, name: str) -> int:
 
 
 def usual(**held: float) -> Search:
-    return search_for(START, "spatial", with_classes=False, held=held)
+    (search,) = searches_for(START, "spatial", with_classes=False, held=held)
+    return search
 
 
 @pytest.mark.parametrize("way", sorted(VALUES))
@@ -72,7 +73,7 @@ def test_a_single_peak_is_found_for_each_group_by_few_trials(peaks: list[tuple[i
         return 1 - 0.01 * sum(abs(a - b) for a, b in zip(peak, places, strict=True))
 
     groups = {"": sorted(types), **{name: [name] for name in types}}
-    best = choose(usual(), groups, score)
+    best = choose([usual()], groups, score)
     assert set(best) == (set(groups) if types else set())
     for name, peak in types.items():
         assert tuple(place(best[name].settings, setting) for setting in SEEDS) == peak
@@ -88,7 +89,7 @@ def test_the_settings_in_use_stay_unless_something_is_better() -> None:
     def equal(trials: Trials) -> dict[str, list[float]]:
         return {one: [0.25] * len(tried) for one, tried in trials.items()}
 
-    best = choose(usual(), groups, equal, {"t": mine})
+    best = choose([usual()], groups, equal, {"t": mine})
     assert best[""].settings == START
     assert best["t"].settings == mine
     assert best["t"].before == best["t"].mean_ap == 0.25
@@ -100,7 +101,7 @@ def test_of_equal_trials_the_first_stays() -> None:
     def score(trials: Trials) -> dict[str, list[float]]:
         return {"a": [0.0 if trial.foreground == 0.3 else 0.5 for trial in trials["a"]]}
 
-    assert choose(search, {"": ["a"]}, score)[""].settings.foreground == 0.1
+    assert choose([search], {"": ["a"]}, score)[""].settings.foreground == 0.1
 
 
 def test_a_field_that_fails_later_counts_in_no_pass() -> None:
@@ -113,7 +114,7 @@ def test_a_field_that_fails_later_counts_in_no_pass() -> None:
             found["bad"] = [10.0 for _ in trials["bad"]]
         return found
 
-    best = choose(usual(), {"": ["bad", "good"], "t": ["bad"]}, score)
+    best = choose([usual()], {"": ["bad", "good"], "t": ["bad"]}, score)
     assert set(best) == {""}
     assert best[""].settings.foreground == SEEDS["foreground"][-1]
     assert (best[""].fields, best[""].mean_ap) == (1, SEEDS["foreground"][-1])
@@ -127,7 +128,7 @@ def test_fields_without_a_defined_score_are_left_out() -> None:
             for one, tried in trials.items()
         }
 
-    best = choose(usual(), {"": ["a", "empty"], "t": ["empty"]}, score)
+    best = choose([usual()], {"": ["a", "empty"], "t": ["empty"]}, score)
     assert set(best) == {""}
     assert best[""].settings.foreground == 0.35
     assert (best[""].mean_ap, best[""].before) == (0.6, 0.5)
@@ -135,7 +136,8 @@ def test_fields_without_a_defined_score_are_left_out() -> None:
 
 def test_what_is_held_is_not_searched() -> None:
     start = resolve(Clustering(foreground=0.33), "spatial")
-    search = search_for(start, "spatial", with_classes=True, held={"foreground", "size"})
+    held = {"method", "foreground", "size"}
+    (search,) = searches_for(start, "spatial", with_classes=True, held=held)
     assert set(search.values) == {"seed_level", "min_area_px"}
     trials = [*search.coarse(), *search.around(start, 2)]
     assert {trial.foreground for trial in trials} == {0.33}
@@ -144,7 +146,7 @@ def test_what_is_held_is_not_searched() -> None:
 
 def test_linkage_without_classes_has_no_foreground_and_one_pass() -> None:
     start = resolve(Clustering("linkage"), "contrastive")
-    without = search_for(start, "contrastive", with_classes=False)
+    (without,) = searches_for(start, "contrastive", with_classes=False)
     assert set(without.values) == {"merge_distance", "min_area_px"}
     assert without.strides == (1,)
     every = list(itertools.product(*without.values.values()))
@@ -154,14 +156,54 @@ def test_linkage_without_classes_has_no_foreground_and_one_pass() -> None:
 def test_grid_without_classes_has_no_interior() -> None:
     start = resolve(Clustering(), "contrastive", with_classes=True)
     names = ["merge_distance", "foreground", "seed_level", "min_area_px"]
-    assert list(search_for(start, "contrastive", with_classes=True).values) == names
+    assert list(searches_for(start, "contrastive", with_classes=True)[0].values) == names
     names.remove("seed_level")
-    assert list(search_for(start, "contrastive", with_classes=False).values) == names
+    assert list(searches_for(start, "contrastive", with_classes=False)[0].values) == names
+
+
+def test_rivals_are_tried_where_there_are_classes_and_no_method_is_held() -> None:
+    """A rival begins with its own defaults, and with what is held."""
+    start = resolve(Clustering(foreground=0.33), "spatial", with_classes=True)
+    held = {"foreground", "overlap_px"}
+    found = searches_for(start, "spatial", with_classes=True, held=held)
+    assert [search.start.method for search in found] == ["seeds", "watershed"]
+    usual = resolve(Clustering("watershed", foreground=0.33), "spatial")
+    assert found[1].start == usual
+    assert set(found[1].values) == {"seed_level", "min_area_px"}
+    for alone in (
+        searches_for(start, "spatial", with_classes=False),
+        searches_for(start, "spatial", with_classes=True, held={"method"}),
+        searches_for(resolve(Clustering("grid"), "spatial"), "spatial", with_classes=True),
+    ):
+        assert len(alone) == 1
+
+
+def test_each_group_gets_the_method_that_suits_it() -> None:
+    """Round cells score by seeds, long ones by watershed; what is used now counts as before."""
+    searches = searches_for(
+        resolve(Clustering(), "spatial", with_classes=True), "spatial", with_classes=True
+    )
+    likes = {"round": "seeds", "long": "watershed"}
+
+    def score(trials: Trials) -> Mapping[str, Sequence[float]]:
+        return {
+            one: [0.5 * (t.method == likes[one]) + 0.1 * (t.foreground == 0.4) for t in trials[one]]
+            for one in trials
+        }
+
+    now = {"long": resolve(Clustering("watershed", foreground=0.3), "spatial")}
+    best = choose(searches, {"": [*likes], "round": ["round"], "long": ["long"]}, score, now)
+    assert {group: (c.settings.method, c.settings.foreground) for group, c in best.items()} == {
+        "": ("seeds", 0.4),
+        "round": ("seeds", 0.4),
+        "long": ("watershed", 0.4),
+    }
+    assert [best[group].before for group in ("", "round", "long")] == [0.25, 0.5, 0.5]
 
 
 def test_nothing_left_to_tune() -> None:
     with pytest.raises(ConfigError) as error:
-        search_for(START, "spatial", with_classes=True, held=set(SEEDS))
+        searches_for(START, "spatial", with_classes=True, held=set(SEEDS))
     assert str(error.value) == (
         "nothing is left to tune: foreground, seed_level, min_area_px of seeds are all given; "
         "leave some of them out"

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cellseg_cli.networks.architecture import Architecture
+from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.predict import Predictor
+from cellseg_cli.networks.views import View
 from cellseg_cli.pipeline import calibrate
 from cellseg_cli.pipeline.calibrate import network_needs, peak_bytes, seconds_per_megapixel
 
@@ -51,6 +52,37 @@ def test_needs_follow_the_architecture() -> None:
     assert 4 * 2 * 3 < needs.bytes_per_px < 4 * 4 * 100
     wider = Architecture(encoder="test_resnet", levels=2, decoder_channels=8, in_channels=1)
     assert network_needs(wider, cpu).bytes_per_px > needs.bytes_per_px
+
+
+def test_needs_follow_the_view() -> None:
+    """The network sees the square of the scale; copies go through it one after the other."""
+    architecture = Architecture(encoder="test_resnet", levels=4, decoder_channels=8, in_channels=1)
+    cpu = torch.device("cpu")
+
+    def bytes_per_px(view: View) -> float:
+        return network_needs(architecture, cpu, view).bytes_per_px
+
+    plain = bytes_per_px(View())
+    assert bytes_per_px(View(1.0)) == plain
+    for scale in (0.5, 1.25, 2.0, 4.0):
+        # and besides, images and answers in both sizes
+        assert scale**2 * plain <= bytes_per_px(View(scale)) <= 1.3 * scale**2 * plain + 150
+    flips, dihedral = (bytes_per_px(View(tta=kind)) for kind in ("flips", "dihedral"))
+    assert plain <= flips <= plain + 150
+    assert flips == dihedral
+
+
+def test_seconds_count_every_pass(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed is the network with all that stands around it."""
+    view = View(1.5, "flips")
+    predictor = Predictor.load(model, device="cpu", tile_px=64, halo_px=16, view=view)
+    seen: list[int] = []
+    for module in predictor._network._model.modules():
+        if isinstance(module, Embedder):
+            module.register_forward_hook(lambda _, given, __: seen.append(given[0][0, 0].numel()))
+    monkeypatch.setattr(calibrate, "TIMED_S", 0.0)
+    seconds_per_megapixel(predictor, tile_px=64, threads=1)
+    assert seen == [96 * 96] * 4 * 3  # three rounds
 
 
 def test_seconds_are_of_a_megapixel(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 import torch
 
 from cellseg_cli.config import TrainSettings
-from cellseg_cli.errors import ConfigError
 from cellseg_cli.training.crops import cut_crop, draw_batch, vary_intensity
-from cellseg_cli.training.data import Draw, Example, Examples, open_split
+from cellseg_cli.training.data import Example, Examples, open_split
+from cellseg_cli.training.draw import Draw
 
 
 def example(side: int = 80) -> Example:
@@ -25,7 +26,7 @@ def example(side: int = 80) -> Example:
 @pytest.mark.parametrize("seed", range(12))
 def test_labels_follow_the_image(seed: int) -> None:
     settings = TrainSettings(crop_px=64, in_channels=3)
-    image, labels = cut_crop(example(), settings, np.random.default_rng(seed))
+    image, labels, _ = cut_crop(example(), settings, np.random.default_rng(seed))
     assert image.shape == (3, 64, 64)
     assert np.array_equal(image[0], image[2])
     values = np.round(image[0] * 10).astype(int)
@@ -41,16 +42,61 @@ def test_labels_follow_the_image(seed: int) -> None:
 
 def test_ids_of_a_crop_are_dense_and_outside_is_unknown() -> None:
     settings = TrainSettings(crop_px=160)
-    _, labels = cut_crop(example(), settings, np.random.default_rng(3))
+    _, labels, _ = cut_crop(example(), settings, np.random.default_rng(3))
     assert labels.min() == -1
     assert set(np.unique(labels)) == set(range(-1, labels.max() + 1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_second_cell_of_a_pixel_moves_with_the_first(seed: int) -> None:
+    """A large cell lies under all squares: each pixel of a square has it, and no other pixel."""
+    squares = example()
+    large = np.where(squares.labels > 0, squares.labels, 99)
+    overlapping = dataclasses.replace(
+        squares, labels=large, under=np.where(squares.labels > 0, 99, 0).astype(np.uint8)
+    )
+    settings = TrainSettings(crop_px=64, in_channels=1)
+    crop = cut_crop(overlapping, settings, np.random.default_rng(seed))
+    highest = crop.labels.max()  # ids go up in order: the large cell's comes last
+    on_a_square = (crop.labels > 0) & (crop.labels < highest)
+    assert on_a_square.any()
+    assert np.array_equal(crop.under, np.where(on_a_square, highest, 0))
+    # the large cell alone: the same labels with nothing underneath
+    plain = cut_crop(
+        dataclasses.replace(overlapping, under=None), settings, np.random.default_rng(seed)
+    )
+    assert np.array_equal(plain.labels, crop.labels)
+    assert not plain.under.any()
+
+
+def test_a_cell_that_is_visible_only_underneath_keeps_an_id() -> None:
+    """Two halves cover a third cell completely; ids in the field are 3 (below), 5 and 9."""
+    labels = np.full((64, 64), 5, np.uint8)
+    labels[:, 32:] = 9
+    under = np.full((64, 64), 3, np.uint8)
+    covered = Example("covered", np.zeros((1, 64, 64), np.float32), labels, under)
+    settings = TrainSettings(crop_px=64, in_channels=1, scale_min=1.0, scale_max=1.0)
+    crop = cut_crop(covered, settings, np.random.default_rng(0))
+    inside = crop.labels >= 0
+    assert set(np.unique(crop.labels)) == {-1, 2, 3}
+    assert (crop.under[inside] == 1).all()
+    assert (crop.under[~inside] == 0).all()
+
+
+def test_unknown_pixels_of_a_field_stay_unknown() -> None:
+    labels = np.full((64, 64), -1, np.int8)
+    labels[20:30, 20:30] = 1
+    part = Example("part", np.zeros((1, 64, 64), np.uint8), labels)
+    settings = TrainSettings(crop_px=48, in_channels=1)
+    crop = cut_crop(part, settings, np.random.default_rng(1))
+    assert set(np.unique(crop.labels)) == {-1, 1}
 
 
 def test_zoom_changes_areas_by_its_square() -> None:
     settings = TrainSettings(crop_px=64, scale_min=2.0, scale_max=2.0)
     areas = []
     for seed in range(20):
-        _, labels = cut_crop(example(), settings, np.random.default_rng(seed))
+        _, labels, _ = cut_crop(example(), settings, np.random.default_rng(seed))
         inner = [
             (labels == k).sum()
             for k in range(1, labels.max() + 1)
@@ -69,6 +115,9 @@ def test_a_step_draws_the_same_batch_again_and_another_step_another(discs: Path)
     )
     assert torch.equal(first.images, again.images)
     assert np.array_equal(first.labels, again.labels)
+    assert np.array_equal(first.under, again.under)
+    assert first.under.shape == first.labels.shape == (4, 32, 32)
+    assert (first.under.dtype, first.labels.dtype) == (np.int64, np.int64)
     assert not torch.equal(first.images, other.images)
 
 
@@ -77,14 +126,3 @@ def test_grey_stays_grey_under_intensity_changes() -> None:
     changed = vary_intensity(grey, torch.Generator().manual_seed(0))
     assert torch.equal(changed[:, 0], changed[:, 2])
     assert not torch.equal(changed, grey)
-
-
-def test_balance_lies_between_even_and_as_they_come(discs: Path) -> None:
-    split = open_split([str(discs), str(discs)])
-    one_group = split.train[:4] + split.train[4:5]  # four fields of one data set, one of another
-    shares = {b: Draw.balanced(one_group, b).probabilities[-1] for b in (0.0, 0.5, 1.0)}
-    assert shares[0.0] == pytest.approx(1 / 2)
-    assert shares[0.5] == pytest.approx(1 / (1 + 2))
-    assert shares[1.0] == pytest.approx(1 / 5)
-    with pytest.raises(ConfigError, match=r"balance=2 is not in \[0, 1\]"):
-        Draw.balanced(one_group, 2)

@@ -139,3 +139,22 @@ def test_a_batch_without_instances_has_a_loss_with_a_gradient() -> None:
     terms = spatial_terms(embedding, torch.zeros_like(LABELS), empty)
     torch.stack(list(terms)).sum().backward()
     assert torch.isfinite(embedding.grad).all()  # type: ignore[arg-type]
+
+
+def test_a_crowded_crop_weighs_no_more_than_an_empty_one() -> None:
+    """Two crops, two instances in one and one in the other: the mean of the crops' means."""
+    embedding = torch.cat([some_embedding(), some_embedding().flip(2)])
+    labels = torch.cat([LABELS, LABELS])
+    both = some_windows()
+    third = Windows(
+        crop=torch.tensor([0, 0, 1]),
+        instance=torch.tensor([1, 2, 2]),
+        y=torch.cat([both.y, both.y[1:]]),
+        x=torch.cat([both.x, both.x[1:]]),
+        valid=torch.cat([both.valid, both.valid[1:]]),
+    )
+    first = spatial_terms(embedding[:1], LABELS, both).overlap
+    alone = Windows(torch.tensor([0]), *(axis[1:] for axis in both[1:]))
+    second = spatial_terms(embedding[1:], LABELS, alone).overlap
+    found = spatial_terms(embedding, labels, third).overlap
+    torch.testing.assert_close(found, (first + second) / 2)

@@ -47,3 +47,17 @@ def test_no_instances_give_no_windows() -> None:
         np.zeros((2, 16, 16), np.int64), TrainSettings(), np.random.default_rng(0)
     )
     assert len(windows.crop) == 0
+
+
+def test_a_covered_pixel_is_neither_inside_nor_outside_the_lower_cell() -> None:
+    labels = labels_with((10, 10, 20, 20), (15, 15, 25, 25))[None]
+    under = np.zeros_like(labels)
+    under[0, 15:20, 15:20] = 1
+    settings = TrainSettings(grid_points=40)
+    plain, apart = (
+        instance_windows(labels, settings, np.random.default_rng(0), one) for one in (None, under)
+    )
+    lost = plain.valid & ~apart.valid
+    assert {*apart.instance[lost.any(1)].tolist()} == {1}
+    places = {*zip(apart.y[lost].tolist(), apart.x[lost].tolist(), strict=True)}
+    assert places == {(y, x) for y in range(15, 20) for x in range(15, 20)}

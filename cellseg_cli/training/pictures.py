@@ -1,0 +1,196 @@
+"""What pretraining learns from: fields without annotations, scaled once, read region by region.
+
+Fields are decoded by the same readers as everywhere else.  Those that memory has room for are
+kept as they are stored, before scaling, which takes a byte or two per value; of the others only
+the scale is kept, and each region is read from its file again.  Both give the same values.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg_cli.config import PretrainSettings
+from cellseg_cli.errors import CellsegError, InputError
+from cellseg_cli.images.decode import open_image, read_header, read_image
+from cellseg_cli.images.discover import discover
+from cellseg_cli.images.normalise import (
+    Normalisation,
+    apply,
+    check_usable,
+    fit_channels,
+    measure,
+    survey_regions,
+)
+from cellseg_cli.images.planes import Planes
+from cellseg_cli.images.regions import OpenImage, held
+from cellseg_cli.images.source import Field
+from cellseg_cli.training.data import CACHE_BYTES, Failed
+
+
+@dataclass(frozen=True)
+class Found:
+    """The fields to learn from; `notes` are things worth saying once."""
+
+    fields: tuple[Field, ...]
+    notes: tuple[str, ...] = ()
+
+
+def find_pictures(images: Sequence[str | Path], settings: PretrainSettings) -> Found:
+    """Return the fields of some sources of images, in their order.
+
+    Of several sources each field's id begins with the number of its source, from 0, so that two
+    folders may hold files of one name.
+
+    Raises
+    ------
+    InputError, ConfigError
+        As :func:`cellseg_cli.images.discover.discover`.
+    """
+    fields: list[Field] = []
+    notes: list[str] = []
+    for number, source in enumerate(images):
+        found = discover(
+            source,
+            include=settings.include,
+            exclude=settings.exclude,
+            pattern=settings.pattern,
+            planes=_planes(settings),
+        )
+        notes += found.notes
+        prefix = f"{number}:" if len(images) > 1 else ""
+        fields += [Field(prefix + f.id, f.source, f.place, f.fault) for f in found.fields]
+    return Found(tuple(fields), tuple(notes))
+
+
+@dataclass
+class Pictures:
+    """The fields that can be used, each with its scale.  Safe to read from several threads."""
+
+    fields: tuple[Field, ...]
+    settings: PretrainSettings
+    scales: tuple[Normalisation, ...]
+    _kept: dict[str, NDArray[np.generic]]
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    @contextmanager
+    def open(self, index: int) -> Iterator[Picture]:
+        """Open one field, of which regions are read until the end of the ``with`` statement."""
+        chosen, scale = self.fields[index], self.scales[index]
+        if (kept := self._kept.get(chosen.id)) is not None:
+            yield Picture(held(kept), scale, self.settings.in_channels)
+            return
+        with open_image(chosen.source, _planes(self.settings)) as image:
+            yield Picture(image, scale, self.settings.in_channels)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One open field and its scale."""
+
+    image: OpenImage
+    scale: Normalisation
+    in_channels: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width, px."""
+        return self.image.shape[1:]
+
+    def region(self, rows: slice, columns: slice) -> NDArray[np.float32]:
+        """Return the scaled values (C, y, x) of these rows and columns.
+
+        C is 1 where the channel is to be repeated.
+        """
+        values = self.image.region(rows, columns)
+        if len(values) == 1:
+            one = Normalisation(self.scale.low[:1], self.scale.high[:1])
+            return apply(values, one)
+        return apply(fit_channels(values, self.in_channels), self.scale)
+
+
+def usable_pictures(
+    fields: Sequence[Field], settings: PretrainSettings, *, cache_bytes: int = CACHE_BYTES
+) -> tuple[Pictures, tuple[Failed, ...]]:
+    """Return the fields that can be used, and why the others cannot.
+
+    Every field is read once here, so that a bad file is known before the first step.
+
+    Raises
+    ------
+    InputError
+        Not one can be used.
+    """
+    look = _Look(settings, cache_bytes)
+    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+        found = list(pool.map(look.at, fields))
+    pairs = list(zip(fields, found, strict=True))
+    failed = tuple(Failed(field.id, one) for field, one in pairs if isinstance(one, str))
+    if len(failed) == len(fields):
+        raise InputError(
+            f"not one of {len(fields)} images can be used: there is nothing to learn from; "
+            f"the first: {failed[0].reason}"
+        )
+    good = tuple((field, one) for field, one in pairs if isinstance(one, Normalisation))
+    pictures = Pictures(
+        tuple(field for field, _ in good), settings, tuple(one for _, one in good), look.kept
+    )
+    return pictures, failed
+
+
+@dataclass
+class _Look:
+    """The first look at each field: its scale, or its fault; keeps what memory has room for."""
+
+    settings: PretrainSettings
+    room_bytes: int
+    kept: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def at(self, one: Field) -> Normalisation | str:
+        if one.fault:
+            return one.fault
+        try:
+            return self._scale(one)
+        except CellsegError as error:
+            return str(error)
+
+    def _scale(self, one: Field) -> Normalisation:
+        settings, planes = self.settings, _planes(self.settings)
+        percentiles = settings.low_percentile, settings.high_percentile
+        header = read_header(one.source, planes)
+        size = header.channels * header.shape[0] * header.shape[1] * np.dtype(header.dtype).itemsize
+        if not self._has_room(size):
+            with open_image(one.source, planes) as image:
+                return survey_regions(image, settings.in_channels, *percentiles)
+        try:
+            raw = read_image(one.source, planes)
+            check_usable(raw)
+            scale = measure(fit_channels(raw, settings.in_channels), *percentiles)
+        except CellsegError:
+            self._has_room(-size)
+            raise
+        with self._lock:
+            self.kept[one.id] = raw
+        return scale
+
+    def _has_room(self, size: int) -> bool:
+        """Take `size` bytes of the room if they are there; give them back where negative."""
+        with self._lock:
+            if size > self.room_bytes:
+                return False
+            self.room_bytes -= size
+            return True
+
+
+def _planes(settings: PretrainSettings) -> Planes:
+    return Planes(settings.channel, settings.z, settings.t)
