@@ -229,7 +229,8 @@ def test_slabs_threads_and_pools_give_the_same() -> None:
     pooled = Predictor(
         model, header, device="cpu", pooled=True, batch_size=2, view=View(1.5), **tiling
     )
-    np.testing.assert_allclose(pooled.embed(image).values, whole.values, rtol=2e-3, atol=2e-3)
+    # Passes of another length round in another order; in bfloat16 a step is 2⁻⁷ of a value.
+    np.testing.assert_allclose(pooled.embed(image).values, whole.values, rtol=2**-7, atol=2e-3)
     pooled.close()
 
 
