@@ -204,6 +204,10 @@ class TrainSettings:
         per side of the window laid over each.
     steps, batch_size, crop_px
         Optimiser steps, crops per step and process, side of a crop in pixels.
+    minutes
+        Instead of `steps`: as many as this machine does in that many minutes, found by
+        measuring the first ones; decoding before, validations, and tuning after them come on
+        top.  0: `steps` hold.
     balance
         Crops are drawn from each group of fields (data set and cell type) in
         proportion to its number of fields to this power: 1 as they come, 0 all
@@ -264,6 +268,7 @@ class TrainSettings:
     instances_per_crop: int = 40
     grid_points: int = 56
     steps: int = 2000
+    minutes: float = 0.0
     batch_size: int = 4
     crop_px: int = 256
     balance: float = 0.5
@@ -310,15 +315,21 @@ class PretrainSettings:
     scale_min, scale_max
         Range of the random zoom, drawn for each view by itself.
     learning_rate, weight_decay
-        Stochastic gradient descent; the rate falls along half a cosine.
+        Stochastic gradient descent; the rate falls along half a cosine.  DenseCL's 0.3 for 256
+        views, in proportion to the views of a step (arXiv 1706.02677), and a little less.
     queue_length
-        Keys of earlier batches that a view is told apart from.
+        Keys of earlier batches that a view is told apart from: 32 batches, where DenseCL keeps
+        256 of a far larger set; of a few hundred fields a longer queue shows each again and
+        again.
     temperature
         Of the contrast.
     momentum
-        How slowly the key network follows.
+        How slowly the key network follows: what it keeps of itself in a step.  DenseCL's 0.999
+        is for a hundred thousand steps and more; in a few hundred it keeps the random start
+        (arXiv 1911.05722 finds 0.99 nearly as good).
     dense_weight
-        Share of the dense loss; the global one has the rest.
+        Share of the dense loss; the global one has the rest.  This and the temperature are
+        DenseCL's (arXiv 2011.09157).
     seed
         Of everything random.
     precision, device
@@ -337,11 +348,11 @@ class PretrainSettings:
     crop_px: int = 128
     scale_min: float = 0.65
     scale_max: float = 1.5
-    learning_rate: float = 0.0375
+    learning_rate: float = 0.03
     weight_decay: float = 1e-4
     queue_length: int = 1024
     temperature: float = 0.2
-    momentum: float = 0.999
+    momentum: float = 0.99
     dense_weight: float = 0.5
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -368,3 +368,42 @@ def test_sartorius_ends_where_training_fails(runner: Runner, tmp_path: Path) -> 
     done = runner("sartorius.sh", data, "run", cellseg=logging_cellseg(log, {"train": 3}))
     assert done.returncode == 3
     assert [call[0] for call in calls(log)] == ["train"]
+
+
+# --- pretrain_curve.sh ---
+
+
+def test_the_curve_trains_each_share_with_and_without_the_encoder(
+    runner: Runner, tmp_path: Path
+) -> None:
+    """The score of a row is the last one of its run's metrics.csv."""
+    log = tmp_path / "log"
+    rows = ("9,mean_ap,0.1", "9,ap50,0.2", "30,mean_ap,0.4", "30,ap50,0.6", "30,ap75,0.5")
+    metrics = "\\n".join(("step,name,value", *rows, ""))
+    writing = (
+        'while [[ $1 != --out ]]; do shift; done; mkdir -p "$2"; '
+        f"printf '{metrics}' >\"$2/metrics.csv\""
+    )
+    done = runner(
+        "pretrain_curve.sh",
+        *("my data", "out"),
+        cellseg=f"{logging_cellseg(log).rpartition('case')[0]}\n{writing}",
+        variables={"SHARES": "0.05 1.0", "STEPS": 30, "OPTIONS": "--device cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+    runs = ["0.05,no", "0.05,yes", "1.0,no", "1.0,yes"]
+    assert (tmp_path / "out" / "curve.csv").read_text().splitlines() == [
+        "share,pretrained,seed,steps,mean_ap,ap50,ap75",
+        *(f"{run},0,30,0.4,0.6,0.5" for run in runs),
+    ]
+    pretrain, *trainings = calls(log)
+    assert pretrain == shlex.split(
+        "pretrain 'my data/train/images' --out out/pretrained --steps 2000 --device cpu"
+    )
+    assert [call[call.index("--out") + 1] for call in trainings] == [
+        f"out/share-{run.replace(',', '-')}-0" for run in runs
+    ]
+    assert ["--init" in call for call in trainings] == [False, True, False, True]
+    assert "fields_share=0.05" in trainings[1]
+    for call in (pretrain, *trainings):
+        assert_valid(call)

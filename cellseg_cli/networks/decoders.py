@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cellseg_cli.networks.beside import beside
+
 DecoderName = Literal["unet", "refinenet", "upscale"]
 
 #: Most channels of a stage.
@@ -57,8 +59,7 @@ class UNetDecoder(nn.Module):
         skips = [self.stem(images), *features[:-1]]
         below = features[-1]
         for stage, skip in zip(self.stages, reversed(skips), strict=True):
-            below = functional.interpolate(below, size=skip.shape[-2:], mode="nearest")
-            below = stage(torch.cat([below, skip], dim=1))
+            below = stage(beside(below, skip))
         return below
 
 

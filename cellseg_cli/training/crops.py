@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ class Batch:
     Attributes
     ----------
     images
-        (B, C, S, S) float32, normalised.
+        (B, C, S, S) float32, normalised; C may be 1 for grey crops before they are varied.
     labels
         (B, S, S) int64: −1 unknown (outside the field, or nobody knows), 0 background, 1..n
         instances of the crop.
@@ -91,8 +92,13 @@ def draw_batch(
         crops.append(cut_crop(example, settings, rng))
         field_ids.append(example.field_id)
     images = torch.from_numpy(np.stack([crop.image for crop in crops]))
+    if torch.equal(images[:, :-1], images[:, 1:]):
+        images = images[:, :1]  # grey: one channel is varied, and copied to the device
+    if vary:
+        images = varied(images, settings, step=step, rank=rank)
+        images = images.expand(-1, settings.in_channels, -1, -1)
     return Batch(
-        varied(images, settings, step=step, rank=rank) if vary else images,
+        images,
         np.stack([crop.labels for crop in crops]),
         tuple(field_ids),
         np.stack([crop.under for crop in crops]),
@@ -206,8 +212,7 @@ def varied(images: Tensor, settings: TrainSettings, *, step: int, rank: int) -> 
 
     Depends on seed, step, process and the kind of device alone.
     """
-    generator = torch.Generator(images.device)
-    generator.manual_seed(_mixed(settings.seed, step, rank))
+    generator = torch.Generator().manual_seed(_mixed(settings.seed, step, rank))
     return VARY[settings.augment](images, generator)
 
 
@@ -216,37 +221,77 @@ def vary_intensity(images: Tensor, generator: torch.Generator) -> Tensor:
 
     All channels of a crop get the same change, so that a grey image that is
     repeated over the channels stays grey.
+
+    Parameters
+    ----------
+    images
+        On any device.
+    generator
+        On the host, where it decides which crops are changed and how much, so that no device is
+        waited for; the noise is made where the images are, by a seed that it gives.
     """
     crops = len(images)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return _uniform(crops, low, high, generator)
-
-    def chance(share: float) -> Tensor:
-        return uniform(0, 1) < share
-
-    images = torch.where(chance(0.5), images.clamp(min=0) ** uniform(-0.5, 0.5).exp(), images)
+    chosen, exponent = _chosen(crops, 0.5, generator), _uniform(crops, -0.5, 0.5, generator).exp()
+    images = _changed(images, chosen, lambda some, by: some.clamp(min=0) ** by, exponent)
     images = vary_brightness(images, generator)
-    images = torch.where(chance(0.2), _blurred(images), images)
-    noise = torch.randn(crops, 1, *images.shape[2:], generator=generator, device=generator.device)
-    return torch.where(chance(0.3), images + noise * uniform(0.0, 0.06), images)
+    chosen = _chosen(crops, 0.2, generator)
+    images = _changed(images, chosen, lambda some, by: _blurred(some))
+    noise = _noise(images, generator)
+    noisy = _uniform(crops, 0, 1, generator) < 0.3
+    amount = torch.where(noisy, _uniform(crops, 0.0, 0.06, generator), 0)
+    return images + noise * amount.to(images.device, non_blocking=True)
 
 
 def vary_brightness(images: Tensor, generator: torch.Generator) -> Tensor:
     """Return `images` (B, C, S, S) with contrast and brightness of half of them varied."""
     crops = len(images)
-    chosen = _uniform(crops, 0, 1, generator) < 0.5
+    chosen = _chosen(crops, 0.5, generator)
     contrast = _uniform(crops, 0.7, 1.3, generator)
-    return torch.where(chosen, images * contrast + _uniform(crops, -0.1, 0.1, generator), images)
+    shift = _uniform(crops, -0.1, 0.1, generator)
+    return _changed(
+        images,
+        chosen,
+        lambda some, by: some * by[:, :1] + by[:, 1:],
+        torch.cat([contrast, shift], dim=1),
+    )
 
 
 #: What happens to the intensities, by ``augment``.
 VARY = {"full": vary_intensity, "origin": vary_brightness}
 
 
+def _changed(
+    images: Tensor,
+    chosen: list[int],
+    change: Callable[[Tensor, Tensor], Tensor],
+    by: Tensor | None = None,
+) -> Tensor:
+    """Return images of which those `chosen` are changed `by` their rows, (B, n, 1, 1) float32."""
+    if not chosen:
+        return images
+    rows = torch.zeros(0) if by is None else by[chosen].to(images.device, non_blocking=True)
+    where = torch.tensor(chosen).to(images.device, non_blocking=True)
+    return images.index_copy(0, where, change(images.index_select(0, where), rows))
+
+
+def _chosen(crops: int, share: float, generator: torch.Generator) -> list[int]:
+    """Return which crops are changed, each with the probability `share`."""
+    drawn = _uniform(crops, 0, 1, generator).flatten() < share
+    return [crop for crop, chosen in enumerate(drawn.tolist()) if chosen]
+
+
 def _uniform(crops: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    values = torch.empty(crops, 1, 1, 1, device=generator.device)
-    return values.uniform_(low, high, generator=generator)
+    return torch.empty(crops, 1, 1, 1).uniform_(low, high, generator=generator)
+
+
+def _noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return (B, 1, S, S) of standard normal values, the same for all channels."""
+    shape = (len(images), 1, *images.shape[2:])
+    if images.device.type == "cpu":
+        return torch.randn(shape, generator=generator)
+    seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+    there = torch.Generator(images.device).manual_seed(seed)
+    return torch.randn(shape, generator=there, device=images.device)
 
 
 def _blurred(images: Tensor) -> Tensor:

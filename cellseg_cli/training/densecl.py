@@ -178,6 +178,17 @@ class DenseCL(nn.Module):
         self.dense_queue.push(key.pooled)
 
 
+@torch.no_grad()
+def follow(key: nn.Module, query: nn.Module, momentum: float) -> None:
+    """Move the weights of the key network: ``momentum`` of their own, the rest of the query's.
+
+    Means and variances of batch norm are not moved: both networks normalise by groups.
+    Source: arXiv 1911.05722, equation 2.
+    """
+    for own, other in zip(key.parameters(), query.parameters(), strict=True):
+        own.lerp_(other, 1 - momentum)
+
+
 def contrast(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """Return −log(exp(q·k/T) / (exp(q·k/T) + sum over negatives n of exp(q·n/T))), averaged.
 

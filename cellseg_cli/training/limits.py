@@ -13,6 +13,7 @@ from cellseg_cli.sizes import parse_size
 #: Lowest and highest value of each number that the rest of the code relies on.
 _RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, inf),
+    "minutes": (0, 1e6),
     "batch_size": (1, inf),
     "devices": (1, inf),
     "seed": (0, 2**63 - 1),
@@ -39,7 +40,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 #: The same for pretraining.
 _PRETRAIN_RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, inf),
-    "batch_size": (1, inf),
+    "batch_size": (2, inf),  # a place is told apart from others
     "seed": (0, 2**63 - 1),
     "scale_min": (0.01, 100),
     "scale_max": (0.01, 100),

@@ -2,55 +2,58 @@
 
 Files in the run's folder: ``best.safetensors`` (best validation score) and
 ``last.safetensors`` are models; ``state.safetensors`` is what resumes;
-``metrics.csv`` has one row per report.
+``metrics.csv`` has a row for each number of a report.
+
+Nothing waits for the device but a report: losses, and what time went to, stay
+there until then.  Whatever is written or scored is reported on first, so that
+none of it comes from a step that was not finite.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy, Strategy
 
 from cellseg_cli.config import TrainSettings
-from cellseg_cli.errors import (
-    ConfigError,
-    DeviceError,
-    InputError,
-    OutputExistsError,
-    TrainingError,
-)
+from cellseg_cli.errors import InputError, TrainingError
+from cellseg_cli.networks.allocator import keep_freed_memory
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, save_model
-from cellseg_cli.networks.devices import computes_bf16, resolve_device
-from cellseg_cli.networks.initial import (
-    InitialReport,
-    find_initial,
-    initial_fingerprint,
-    load_initial,
-)
+from cellseg_cli.networks.initial import find_initial, load_initial
 from cellseg_cli.training.ahead import prepared
-from cellseg_cli.training.crops import Batch, draw_batch
-from cellseg_cli.training.data import Examples, Failed, Noted, Split, share_of, usable
+from cellseg_cli.training.clock import Clock, Spent
+from cellseg_cli.training.crops import Batch, draw_batch, varied
+from cellseg_cli.training.data import Examples, Noted, Split, share_of, usable
 from cellseg_cli.training.draw import Draw
+from cellseg_cli.training.folder import (
+    BEST,
+    LAST,
+    METRICS,
+    STATE,
+    identity_of,
+    prepare,
+    refuse_another_run,
+)
 from cellseg_cli.training.limits import check_settings
 from cellseg_cli.training.metrics import Metrics
 from cellseg_cli.training.muon import Muon
 from cellseg_cli.training.objective import CLUSTERING, OBJECTIVES, Target
+from cellseg_cli.training.pending import NO_FAULT, Fault, Pending
+from cellseg_cli.training.processes import make_fabric, uses_bf16
+from cellseg_cli.training.reports import Emit, Labelling, Report, Result, Started
 from cellseg_cli.training.state import (
     State,
     averaged_copy,
-    read_settings,
     restore_state,
     save_state,
     update_average,
@@ -61,69 +64,13 @@ from cellseg_cli.training.validate import statistics, validate
 #: Steps between two reports, and between two writes of the state.
 REPORT_EVERY = 20
 SAVE_EVERY = 250
-#: Names of the models of a run.
-MODELS = ("best.safetensors", "last.safetensors")
 #: Share of the steps in which the learning rate rises.
 WARM_UP = 0.1
 MAX_GRADIENT_NORM = 5.0
-#: One process validates while the others wait at their next step; the usual
-#: limit of half an hour would end a run with many held-out fields.
-LONGEST_WAIT = timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class Started:
-    """What a sitting works on, where, and from which step on."""
-
-    device: str
-    precision: str
-    fields: int
-    held_out: int
-    step: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run says of itself now and then; ``score`` only after a validation."""
-
-    step: int
-    steps: int
-    losses: Mapping[str, float]
-    crops_per_s: float
-    score: Mapping[str, float] | None = None
-
-
-Emit = Callable[[Started | Report | Failed | Noted | InitialReport], None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """Where a finished run's models lie, and its best validation score.
-
-    ``score`` is reached with the method's default settings; ``tuned`` holds the
-    settings that the best model carries and what they reach.  Of several
-    processes only the one of rank 0 writes, reports and knows the score.
-    """
-
-    best: Path
-    last: Path
-    score: Mapping[str, Any]
-    tuned: Mapping[str, Any]
-    steps: int
-    seconds: float
-    device: str
-    rank: int = 0
-    failed: tuple[Failed, ...] = ()
-
-
-@dataclass(frozen=True)
-class Labelling:
-    """What the model file will say: name, licence, origin of the data."""
-
-    name: str = "model"
-    licence: str = "unstated"
-    data: str = "unstated"
+#: Steps that find how many a time budget allows: the first ones are slower and not measured.
+UNTIMED_STEPS, TIMED_STEPS = 5, 20
+#: Part of a time budget that is planned for: steps take longer when the machine is busier.
+PLANNED = 0.98
 
 
 def train(
@@ -147,18 +94,20 @@ def train(
         its run, and `overwrite` is not set.
     ConfigError
         Settings out of range.
+    DeviceError
+        More devices than there are.
     CheckpointError
         Weights to begin with that are not there or do not fit the network.
     InputError
         There is nothing to learn from, or not one of the held-out fields can be read.
-    DeviceError
-        More devices than there are.
     TrainingError
         The loss is not finite; the message names the fields of the batch.
     """
     check_settings(settings)
-    fabric = _fabric(settings)
+    fabric = make_fabric(settings)
     fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     sources = share_of(split.train, settings.fields_share, settings.seed)
     examples, failed = usable(sources, settings)
     # Held-out fields are scored at full size, never cut into crops: nothing to keep.
@@ -179,23 +128,24 @@ def train(
     initial = load_initial(model, find_initial(settings.init)) if settings.init else None
     model = model.to(fabric.device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, settings)
-    state = State(model, averaged_copy(model), optimizer, _identity(settings, examples))
+    state = State(model, averaged_copy(model), optimizer, identity_of(settings, examples))
     if not overwrite:  # in every process: one alone would leave the others waiting
-        _refuse_another_run(out, state)
+        refuse_another_run(out, state)
     if fabric.global_rank == 0:
-        if initial is not None:
-            emit(initial)
-        _prepare(out, overwrite=overwrite)
+        prepare(out, overwrite=overwrite)
     fabric.barrier()
-    kept = out / "state.safetensors"
-    if kept.exists():
-        restore_state(kept, state)
-    elif fabric.global_rank == 0:
-        save_state(kept, state)  # before any model: a kill at any time leaves a run that resumes
+    if resumes := (out / STATE).exists():
+        restore_state(out / STATE, state)
     fabric.barrier()
     work = _Work(examples, held, label_statistics, labelling, out, settings)
     runner = _Runner(fabric, work, state, emit)
     try:
+        runner.set_steps()
+        if runner.leads and not resumes:
+            # Before any model: a kill at any time leaves a run that resumes.
+            save_state(out / STATE, state)
+            if initial is not None:
+                emit(initial)
         result = runner.run()
     finally:
         runner.close()
@@ -231,6 +181,15 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.learning_rate * (1e-3 + 0.999 * 0.5 * (1 + math.cos(math.pi * min(fall, 1.0))))
 
 
+def steps_within(seconds: float, per_step: float) -> int:
+    """Return how many steps of `per_step` seconds are planned for `seconds`, at least one.
+
+    >>> steps_within(100.0, 0.5)
+    196
+    """
+    return max(1, int(seconds * PLANNED / per_step))
+
+
 @dataclass(frozen=True)
 class _Work:
     """What a run works on and where it leaves the result."""
@@ -251,9 +210,10 @@ class _Runner:
         self.settings, self.out = work.settings, work.out
         self.model, self.optimizer = fabric.setup(state.model, state.optimizer)
         self.draw = Draw.of(work.examples.sources, work.settings)
-        self.metrics = (
-            Metrics(work.out / "metrics.csv", after_step=state.step) if self.leads else None
-        )
+        self.metrics = Metrics(work.out / METRICS, after_step=state.step) if self.leads else None
+        self.clock = Clock(fabric.device)
+        self.since = Spent()
+        self.pending = Pending()
 
     @property
     def leads(self) -> bool:
@@ -265,79 +225,114 @@ class _Runner:
         if self.metrics is not None:
             self.metrics.close()
 
+    def set_steps(self) -> None:
+        """Make steps of a time budget, unless an earlier sitting has."""
+        if not self.settings.minutes:
+            return
+        if not self.state.steps:
+            self.state.steps = self._steps_in(60 * self.settings.minutes)
+        self.settings = dataclasses.replace(self.settings, steps=self.state.steps)
+
     def run(self) -> Result:
         """Do the steps that are left and return where the models lie."""
-        state, settings, device = self.state, self.settings, str(self.fabric.device)
+        state, settings = self.state, self.settings
         self._announce()
-        started, since, crops = time.perf_counter(), time.perf_counter(), 0
-        before = state.seconds
-        sums: dict[str, float] = {}
-        for step, batch in self._batches(state.step):
-            losses = self._step(step, batch)
+        started, before = time.perf_counter(), state.seconds
+        self.clock = Clock(self.fabric.device)
+        for step, batch in prepared(self._draw, state.step, settings.steps):
+            self._step(step, batch)
             state.step = step + 1
             state.seconds = before + time.perf_counter() - started
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value
-            crops += len(batch.field_ids)
-            last = state.step == settings.steps
-            if state.step % REPORT_EVERY == 0 or last:
-                rate = crops * self.fabric.world_size / (time.perf_counter() - since)
-                steps = crops / settings.batch_size
-                means = {name: value / steps for name, value in sums.items()}
-                self._report(Report(state.step, settings.steps, means, rate))
-                sums, since, crops = {}, time.perf_counter(), 0
-            every = settings.validate_every
-            if last or (every and state.step % every == 0):
+            last, every = state.step == settings.steps, settings.validate_every
+            validates = last or bool(every and state.step % every == 0)
+            saves = last or state.step % SAVE_EVERY == 0
+            if validates or saves or state.step % REPORT_EVERY == 0:
+                self._report()
+            if validates and self.leads:
                 self._validate()
-                since = time.perf_counter()
-            if self.leads and (last or state.step % SAVE_EVERY == 0):
-                save_state(self.out / "state.safetensors", state)
-        tuned = tune(self.out / "best.safetensors", self.work.held, device) if self.leads else {}
+            if saves and self.leads:
+                save_state(self.out / STATE, state)
+                self.clock.lap("writing")
+        self._count()
+        return self._result()
+
+    def _result(self) -> Result:
+        state, device = self.state, str(self.fabric.device)
+        tuned = tune(self.out / BEST, self.work.held, device) if self.leads else {}
         self.fabric.barrier()
+        rate = state.spent.crops_per_s()
         return Result(
-            best=self.out / "best.safetensors",
-            last=self.out / "last.safetensors",
+            best=self.out / BEST,
+            last=self.out / LAST,
             score=state.best,
             tuned=tuned,
             steps=state.step,
             seconds=state.seconds,
             device=device,
+            crops_per_s=rate,
+            megapixels_per_s=self._megapixels(rate),
+            shares=state.spent.shares(),
             rank=self.fabric.global_rank,
         )
 
-    def _batches(self, first: int) -> Iterator[tuple[int, Batch]]:
-        """Yield (step, batch), a few prepared ahead on threads."""
+    def _steps_in(self, seconds: float) -> int:
+        """Measure some steps, undo them, and return how many `seconds` allow after that."""
+        networks = (self.state.model, self.state.averaged)
+        before = [copy.deepcopy(network.state_dict()) for network in networks]
+        begun = time.perf_counter()
+        timed = 0.0
+        for step, batch in prepared(self._draw, 0, UNTIMED_STEPS + TIMED_STEPS):
+            if step == UNTIMED_STEPS:
+                self.clock.read()
+            self._step(step, batch)
+        timed = sum(self.clock.read().values())
+        self.pending = Pending()
+        for network, weights in zip(networks, before, strict=True):
+            network.load_state_dict(weights)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.state.clear()
+        taken = time.perf_counter() - begun
+        slowest = torch.tensor([timed / TIMED_STEPS, taken], device=self.fabric.device)
+        if self.fabric.world_size > 1:
+            slowest = self.fabric.all_reduce(slowest, reduce_op="max")
+        per_step, taken = slowest.tolist()
+        return steps_within(seconds - taken, per_step)
 
-        def prepare(step: int) -> Batch:
-            rank = self.fabric.global_rank
-            return draw_batch(self.work.examples, self.draw, self.settings, step=step, rank=rank)
+    def _draw(self, step: int) -> Batch:
+        """Return the batch of a step as this process's device wants it; runs on any thread."""
+        rank, on_host = self.fabric.global_rank, self.fabric.device.type == "cpu"
+        batch = draw_batch(
+            self.work.examples, self.draw, self.settings, step=step, rank=rank, vary=on_host
+        )
+        return batch if on_host else _pinned(batch)
 
-        yield from prepared(prepare, first, self.settings.steps)
-
-    def _step(self, step: int, batch: Batch) -> dict[str, float]:
-        settings = self.settings
+    def _step(self, step: int, batch: Batch) -> None:
+        settings, device, rank = self.settings, self.fabric.device, self.fabric.global_rank
+        self.clock.lap("waiting")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
-        images = batch.images.to(self.fabric.device, non_blocking=True)
-        output = self.model(images.contiguous(memory_format=torch.channels_last))
-        rng = np.random.default_rng([settings.seed, step, self.fabric.global_rank, 1 << 20])
-        terms = OBJECTIVES[settings.recipe](
-            output, Target(batch.labels, batch.under), settings, rng
-        )
+        images = batch.images.to(device, non_blocking=True)
+        if device.type != "cpu":
+            images = varied(images, settings, step=step, rank=rank)
+            images = images.expand(-1, settings.in_channels, -1, -1)
+        images = images.contiguous(memory_format=torch.channels_last)
+        self.clock.lap("copy")
+        output = self.model(images)
+        self.clock.lap("forward")
+        rng = np.random.default_rng([settings.seed, step, rank, 1 << 20])
+        target = Target(batch.labels, batch.under)
+        terms = OBJECTIVES[settings.recipe](output, target, settings, rng)
         loss = torch.stack(list(terms.values())).sum()
-        losses = {name: float(value.detach()) for name, value in terms.items()}
-        if not all(math.isfinite(value) for value in losses.values()):
-            raise TrainingError(
-                f"the loss is not finite at step {step}: {losses}; fields of the batch: "
-                f"{', '.join(batch.field_ids)}; look at them, or lower learning_rate "
-                f"({settings.learning_rate})"
-            )
+        self.clock.lap("loss")
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
-        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=MAX_GRADIENT_NORM)
+        self.clock.lap("backward")
+        # A norm that is not finite is found with the losses: asking here would wait for it.
+        norm = torch.nn.utils.clip_grad_norm_(self.state.model.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
         update_average(self.state.averaged, self.state.model, step, settings.ema_decay)
-        return losses
+        self.clock.lap("optimiser")
+        self.pending.add(step, batch.field_ids, terms, norm)
 
     def _announce(self) -> None:
         if self.leads:
@@ -346,34 +341,81 @@ class _Runner:
             self.emit(
                 Started(
                     device=str(self.fabric.device) + (f" × {count}" if count > 1 else ""),
-                    precision="bf16" if _uses_bf16(self.settings, self.fabric.device) else "fp32",
+                    precision="bf16" if uses_bf16(self.settings, self.fabric.device) else "fp32",
                     fields=len(work.examples),
                     held_out=len(work.held),
                     step=state.step,
                     steps=self.settings.steps,
+                    minutes=self.settings.minutes,
                 )
             )
 
-    def _report(self, report: Report) -> None:
+    def _report(self) -> None:
+        """Read the losses since the last report, and stop if they are not finite."""
+        crops = len(self.pending) * self.settings.batch_size * self.fabric.world_size
+        losses, fault = self.pending.settle()
+        self._stop_at(fault)
+        if self.fabric.world_size > 1:
+            means = self.fabric.all_reduce(
+                torch.tensor(list(losses.values()), device=self.fabric.device)
+            )
+            losses = dict(zip(losses, means.tolist(), strict=True))
+        self._count(crops)
+        rate, shares, self.since = self.since.crops_per_s(), self.since.shares(), Spent()
+        self._tell(
+            Report(
+                step=self.state.step,
+                steps=self.settings.steps,
+                losses=losses,
+                crops_per_s=rate,
+                megapixels_per_s=self._megapixels(rate),
+                shares=shares,
+            )
+        )
+        self.clock.lap("writing")
+
+    def _stop_at(self, fault: Fault | None) -> None:
+        """Raise TrainingError in every process for the first fault of all of them."""
+        mine = NO_FAULT if fault is None else fault.order
+        first = mine
+        if self.fabric.world_size > 1:
+            order = torch.tensor(mine, dtype=torch.float64, device=self.fabric.device)
+            first = float(self.fabric.all_reduce(order, reduce_op="min"))
+        if first == NO_FAULT:
+            return
+        if fault is not None and mine == first:
+            raise TrainingError(f"{fault.message} ({self.settings.learning_rate})")
+        raise TrainingError("the loss of another process is not finite; that one says more")
+
+    def _count(self, crops: int = 0) -> None:
+        """Add what the clock has measured to the sums of this report and of the run."""
+        spent = Spent(self.clock.read(), crops)
+        self.since.add(spent)
+        self.state.spent.add(spent)
+
+    def _megapixels(self, crops: float) -> float:
+        return crops * self.settings.crop_px**2 / 1e6
+
+    def _tell(self, report: Report) -> None:
         if self.metrics is not None:
-            self.metrics.write(report.step, dict(report.losses) | dict(report.score or {}))
+            self.metrics.write(report.step, report.values())
             self.emit(report)
 
     def _validate(self) -> None:
         """Score the averaged weights; keep them as last, and as best if they are."""
-        if not self.leads:
-            return
         state = self.state
-        header = self._header({})
-        score = validate(state.averaged, header, self.work.held, str(self.fabric.device))
+        score = validate(state.averaged, self._header({}), self.work.held, str(self.fabric.device))
+        self.clock.lap("validation")
+        self._count()
         header = self._header(score)
-        save_model(self.out / "last.safetensors", state.averaged, header)
+        save_model(self.out / LAST, state.averaged, header)
         better = score.get("mean_ap", 0.0) >= state.best.get("mean_ap", -1.0)
-        if better or not (self.out / "best.safetensors").exists():
+        if better or not (self.out / BEST).exists():
             state.best = {**score, "step": state.step}
-            save_model(self.out / "best.safetensors", state.averaged, header)
+            save_model(self.out / BEST, state.averaged, header)
         if score:
-            self._report(Report(state.step, self.settings.steps, {}, 0.0, score))
+            self._tell(Report(state.step, self.settings.steps, {}, 0.0, score=score))
+        self.clock.lap("writing")
 
     def _header(self, score: Mapping[str, float]) -> ModelHeader:
         settings, state = self.settings, self.state
@@ -388,6 +430,8 @@ class _Runner:
                 "settings": dataclasses.asdict(settings),
                 "step": state.step,
                 "seconds": round(state.seconds, 1),
+                "crops_per_s": round(state.spent.crops_per_s(), 2),
+                "shares": {part: round(one, 4) for part, one in state.spent.shares().items()},
                 "device": str(self.fabric.device),
                 "devices": self.fabric.world_size,
                 "torch": torch.__version__,
@@ -404,71 +448,14 @@ def _optimizer(model: Embedder, settings: TrainSettings) -> torch.optim.Optimize
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "muon":
         return Muon(model, rate, decay)
-    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
 
 
-def _fabric(settings: TrainSettings) -> Fabric:
-    device, wanted = resolve_device(settings.device), settings.devices
-    if device.index is not None and wanted > 1:
-        raise ConfigError(
-            f"--device {settings.device} is one device, --devices {wanted} asks for several; "
-            "use --device cuda, or --devices 1"
-        )
-    if device.type == "cuda" and wanted > (there := torch.cuda.device_count()):
-        raise DeviceError(
-            f"--devices {wanted}: PyTorch sees {there} CUDA devices; use --devices {there} or fewer"
-        )
-    strategy: str | Strategy = DDPStrategy(timeout=LONGEST_WAIT) if wanted > 1 else "auto"
-    with warnings.catch_warnings():
-        # Said on every node of a SLURM cluster, where one process per task is not what is wanted.
-        warnings.filterwarnings("ignore", message="The `srun` command is available")
-        return Fabric(
-            accelerator="cuda" if device.type == "cuda" else "cpu",
-            strategy=strategy,
-            devices=[device.index] if device.index is not None else wanted,
-            precision="bf16-mixed" if _uses_bf16(settings, device) else "32-true",
-        )
-
-
-def _uses_bf16(settings: TrainSettings, device: torch.device) -> bool:
-    return computes_bf16(device) if settings.precision == "auto" else settings.precision == "bf16"
-
-
-def _identity(settings: TrainSettings, examples: Examples) -> dict[str, Any]:
-    """Return what makes this run this run.
-
-    Where and in which precision it is computed does not, nor the rhythm of validation.
-    """
-    content = dataclasses.asdict(settings)
-    for name in ("device", "devices", "validate_every", "precision", "cache"):
-        content.pop(name)
-    if settings.init is not None:  # what is in the file counts, not where it lies
-        content["init"] = initial_fingerprint(find_initial(settings.init))
-    content |= {name: list(one) for name, one in content.items() if isinstance(one, tuple)}
-    content["fields"] = [source.identity for source in examples.sources]
-    return content
-
-
-def _refuse_another_run(out: Path, state: State) -> None:
-    kept = out / "state.safetensors"
-    if kept.exists():
-        if (there := read_settings(kept)) != state.settings:
-            keys = [k for k in state.settings if there.get(k) != state.settings[k]]
-            raise OutputExistsError(
-                f"{out} holds a run with other settings ({', '.join(sorted(keys))}); "
-                "use another --out, or --overwrite to start anew"
-            )
-    elif models := [name for name in MODELS if (out / name).exists()]:
-        raise OutputExistsError(
-            f"{out} holds {' and '.join(models)} without the state of their run; "
-            "use another --out, or --overwrite to replace them"
-        )
-
-
-def _prepare(out: Path, *, overwrite: bool) -> None:
-    """Make the folder `out` ready: new, resumable, or emptied of the older run."""
-    if (out / "state.safetensors").exists() and not overwrite:
-        return
-    for name in ("state.safetensors", *MODELS, "metrics.csv"):
-        (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+def _pinned(batch: Batch) -> Batch:
+    """Return the batch in memory that an accelerator reads by itself."""
+    return dataclasses.replace(
+        batch,
+        images=batch.images.pin_memory(),
+        labels=torch.from_numpy(batch.labels).pin_memory().numpy(),
+        under=torch.from_numpy(batch.under).pin_memory().numpy(),
+    )

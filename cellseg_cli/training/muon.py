@@ -123,10 +123,18 @@ def orthogonalised(weights: Tensor) -> Tensor:
     if tall:
         matrix = matrix.T
     matrix = matrix / (matrix.norm() + 1e-7)
+    # The iteration M ← p(MMᵀ)M multiplies by polynomials of one matrix, G = MMᵀ, which commute:
+    # so G ← p(G)Gp(G) is iterated alone, small and square, and M is met twice and not 15 times.
+    gram = matrix @ matrix.T
     a, b, c = _QUINTIC
+    product = None
     for _ in range(_ITERATIONS):
-        gram = matrix @ matrix.T
-        matrix = a * matrix + (b * gram + c * gram @ gram) @ matrix
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        product = polynomial if product is None else polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    assert product is not None
+    matrix = product @ matrix
     return (matrix.T if tall else matrix).reshape(weights.shape).to(weights.dtype)
 
 

@@ -18,24 +18,24 @@ import torch
 from torch import Tensor
 
 from cellseg_cli.config import PretrainSettings
-from cellseg_cli.errors import OutputExistsError, TrainingError
+from cellseg_cli.errors import TrainingError
 from cellseg_cli.images.source import Field
+from cellseg_cli.networks.allocator import keep_freed_memory
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.devices import computes_bf16, resolve_device
 from cellseg_cli.networks.initial import ENCODER, EncoderHeader, save_encoder
 from cellseg_cli.training.ahead import prepared
 from cellseg_cli.training.data import Failed
-from cellseg_cli.training.densecl import DenseCL, ProjectedEncoder, project
+from cellseg_cli.training.densecl import DenseCL, ProjectedEncoder, follow, project
+from cellseg_cli.training.folder import METRICS, STATE, prepare, refuse_another_run
 from cellseg_cli.training.limits import check_pretrain_settings
 from cellseg_cli.training.metrics import Metrics
 from cellseg_cli.training.pictures import Pictures, usable_pictures
 from cellseg_cli.training.state import (
     State,
     averaged_copy,
-    read_settings,
     restore_state,
     save_state,
-    update_average,
 )
 from cellseg_cli.training.views import Pairs, draw_pairs
 
@@ -44,8 +44,6 @@ REPORT_EVERY = 20
 SAVE_EVERY = 250
 #: Of stochastic gradient descent: arXiv 2011.09157, section 4.1.
 SGD_MOMENTUM = 0.9
-
-STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -124,18 +122,22 @@ def pretrain(
     """
     check_pretrain_settings(settings)
     device = resolve_device(settings.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     state = _new_state(settings, device)
     pictures, failed = usable_pictures(fields, settings)
     for failure in failed:
         emit(failure)
     state.settings = _identity(settings, pictures)
-    _prepare(out, state, overwrite=overwrite)
+    if not overwrite:
+        refuse_another_run(out, state, (ENCODER,))
+    prepare(out, overwrite=overwrite, results=(ENCODER,))
     if (out / STATE).exists():
         restore_state(out / STATE, state)
     else:
         save_state(out / STATE, state)  # before any encoder: a kill leaves a run that resumes
     run = _Run(pictures, settings, device, state, emit)
-    metrics = Metrics(out / "metrics.csv", after_step=state.step)
+    metrics = Metrics(out / METRICS, after_step=state.step)
     try:
         losses = _steps(run, out, metrics)
     finally:
@@ -248,8 +250,7 @@ def _step(run: _Run, step: int, pairs: Pairs) -> dict[str, float]:
     state.optimizer.zero_grad(set_to_none=True)
     torch.stack(list(terms.values())).sum().backward()
     state.optimizer.step()
-    # Early on the key network follows faster than `momentum` says: it forgets its random start.
-    update_average(state.averaged, state.model.network, step, settings.momentum)
+    follow(state.averaged, state.model.network, settings.momentum)
     state.model.remember(key)
     return losses
 
@@ -287,34 +288,6 @@ def _identity(settings: PretrainSettings, pictures: Pictures) -> dict[str, Any]:
     content = dataclasses.asdict(settings)
     for name in ("device", "precision", "include", "exclude", "pattern"):
         content.pop(name)
-    content["channel"] = list(settings.channel) if settings.channel is not None else None
+    content |= {name: list(one) for name, one in content.items() if isinstance(one, tuple)}
     content["fields"] = [field.id for field in pictures.fields]
     return content
-
-
-def _prepare(out: Path, state: Pretrained, *, overwrite: bool) -> None:
-    """Make the folder `out` ready: new, resumable, or emptied of the older run.
-
-    Raises
-    ------
-    OutputExistsError
-        It holds something else, and is not to be overwritten.
-    """
-    kept, encoder = out / STATE, out / ENCODER
-    if kept.exists() and not overwrite:
-        if (there := read_settings(kept)) != state.settings:
-            names = state.settings.keys() | there.keys()
-            keys = sorted(k for k in names if there.get(k) != state.settings.get(k))
-            raise OutputExistsError(
-                f"{out} holds a run with other settings ({', '.join(keys)}); "
-                "use another --out, or --overwrite to start anew"
-            )
-        return
-    if encoder.exists() and not overwrite:
-        raise OutputExistsError(
-            f"{out} holds {ENCODER} without the state of its run; "
-            "use another --out, or --overwrite to replace it"
-        )
-    for name in (STATE, ENCODER, "metrics.csv"):
-        (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)

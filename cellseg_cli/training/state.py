@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cellseg_cli.errors import CheckpointError
+from cellseg_cli.training.clock import Spent
 
 FORMAT_VERSION = 2
 
@@ -37,8 +38,12 @@ class State(Generic[Network, Average]):
         Of the weights that are trained.
     step
         Steps done.
+    steps
+        Steps of the whole run where a time budget has decided them; else 0.
     seconds
         Wall time of these steps, over all sittings.
+    spent
+        What it went to.
     best
         Best validation score so far, and its step.
     settings
@@ -51,7 +56,9 @@ class State(Generic[Network, Average]):
     optimizer: torch.optim.Optimizer
     settings: dict[str, Any]
     step: int = 0
+    steps: int = 0
     seconds: float = 0.0
+    spent: Spent = field(default_factory=Spent)
     best: dict[str, Any] = field(default_factory=dict)
 
 
@@ -90,7 +97,9 @@ def save_state(path: Path, state: State[Any, Any]) -> None:
         "format_version": FORMAT_VERSION,
         "settings": state.settings,
         "step": state.step,
+        "steps": state.steps,
         "seconds": state.seconds,
+        "spent": state.spent.as_json(),
         "best": state.best,
     }
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -128,7 +137,9 @@ def restore_state(path: Path, state: State[Any, Any]) -> None:
             )
         _restore_optimizer(state.optimizer, tensors)
         state.step = int(content["step"])
+        state.steps = int(content["steps"])
         state.seconds = float(content["seconds"])
+        state.spent = Spent.from_json(content["spent"])
         state.best = dict(content["best"])
     except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(

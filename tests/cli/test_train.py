@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,39 @@ def test_two_processes_train_one_model_and_one_of_them_speaks(
     assert read_header(out / "best.safetensors").training["devices"] == 2
     rows = (out / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[:2] for row in rows[1:]].count(["2", "overlap"]) == 1
+
+
+def test_steps_and_minutes_are_not_both(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", str(squares), "--out", str(tmp_path / "run"), *TINY]
+    assert run([*arguments, "--minutes", "2"]) == ExitCode.USAGE
+    assert capsys.readouterr().err == (
+        "cellseg: --steps and --minutes exclude each other: choose one\n"
+    )
+
+
+def test_steps_go_over_the_minutes_of_a_file_and_the_end_tells_the_pace(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text("[train]\nminutes = 600\n")
+    arguments = ["train", str(squares), "--out", str(tmp_path / "run"), *TINY]
+    assert run([*arguments, "--config", str(config)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train: 2 fields, 0 held out, on cpu in fp32, 2 steps"
+    assert re.fullmatch(
+        r"train: \d+\.\d crops/s, \d+\.\d\d megapixels/s; time: (\w+ \d+\.\d%(, )?)+", lines[-1]
+    )
+    assert "backward" in lines[-1]
+
+
+def test_a_time_budget_says_how_many_steps_it_allows(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", str(squares), "--out", str(tmp_path / "run"), *TINY[2:]]
+    assert run([*arguments, "--minutes", "0.01"]) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert re.fullmatch(
+        r"train: 2 fields, 0 held out, on cpu in fp32, \d+ steps, as 0\.01 minutes allow", first
+    )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cellseg_cli.config import TrainSettings
-from cellseg_cli.training.crops import cut_crop, draw_batch, vary_intensity
+from cellseg_cli.training.crops import cut_crop, draw_batch, varied, vary_intensity
 from cellseg_cli.training.data import Example, Examples, open_split
 from cellseg_cli.training.draw import Draw
 
@@ -126,3 +126,24 @@ def test_grey_stays_grey_under_intensity_changes() -> None:
     changed = vary_intensity(grey, torch.Generator().manual_seed(0))
     assert torch.equal(changed[:, 0], changed[:, 2])
     assert not torch.equal(changed, grey)
+
+
+def test_what_is_varied_later_is_what_is_varied_at_once(discs: Path) -> None:
+    """Grey crops travel as one channel; on the same kind of device the result is the same."""
+    settings = TrainSettings(crop_px=48, in_channels=3, batch_size=6, seed=5)
+    examples = Examples(open_split([str(discs)]).train, settings)
+    draw = Draw.of(examples.sources, settings)
+    at_once = draw_batch(examples, draw, settings, step=4, rank=1)
+    plain = draw_batch(examples, draw, settings, step=4, rank=1, vary=False)
+    assert plain.images.shape == (6, 1, 48, 48)
+    later = varied(plain.images, settings, step=4, rank=1)
+    assert torch.equal(later.expand(-1, 3, -1, -1), at_once.images)
+    assert not torch.equal(later, plain.images)
+    assert np.array_equal(plain.labels, at_once.labels)
+
+
+def test_crops_that_are_not_chosen_stay_as_they_are() -> None:
+    """Nothing happens to a crop with the probability 0.5 · 0.5 · 0.8 · 0.7 = 0.14."""
+    images = torch.rand(2000, 1, 2, 2)
+    same = (vary_intensity(images, torch.Generator().manual_seed(0)) == images).flatten(1).all(1)
+    assert same.double().mean() == pytest.approx(0.14, abs=0.03)  # four standard deviations

@@ -18,9 +18,11 @@ from cellseg_cli.training.densecl import (
     ProjectedEncoder,
     Queue,
     contrast,
+    follow,
     match,
+    project,
 )
-from cellseg_cli.training.state import averaged_copy, update_average
+from cellseg_cli.training.state import averaged_copy
 
 
 def units(*shape: int, seed: int) -> Tensor:
@@ -147,33 +149,38 @@ def test_the_queue_begins_with_directions_and_takes_no_gradient() -> None:
     assert not queue.vectors.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("step", "kept"),
-    [(0, 0.1), (80, 0.9), (10**6, 0.999)],
-)
-def test_the_key_network_follows_by_the_law_of_momentum(step: int, kept: float) -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.99, 1.0])
+def test_the_key_network_follows_by_the_law_of_momentum(momentum: float) -> None:
     torch.manual_seed(0)
     query = ProjectedEncoder(Stages(), 6)
     key = averaged_copy(query)
     with torch.no_grad():
-        for tensor in query.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.add_(1.0)
+        for weight in query.parameters():
+            weight.add_(1.0)
+        query.get_buffer("encoder.fine.1.running_mean").fill_(7.0)
     before = {name: tensor.clone() for name, tensor in key.state_dict().items()}
-    update_average(key, query, step, 0.999)
+    follow(key, query, momentum)
+    weights = {name for name, _ in key.named_parameters()}
     for name, tensor in key.state_dict().items():
-        if tensor.is_floating_point():
-            torch.testing.assert_close(tensor, before[name] + (1 - kept), rtol=0, atol=1e-6)
+        moved = 1 - momentum if name in weights else 0
+        torch.testing.assert_close(tensor, before[name] + moved, rtol=0, atol=1e-6)
 
 
-def test_a_key_does_not_depend_on_the_rest_of_its_batch() -> None:
-    """So batch norm cannot tell a pair of views: the key network has no statistics of a batch."""
+def test_keys_are_normalised_in_other_groups_than_queries() -> None:
+    """Batch norm then cannot tell the pair: each group has statistics of its own."""
     torch.manual_seed(0)
-    key = averaged_copy(ProjectedEncoder(Stages(), 6)).eval()
-    images = torch.rand(3, 1, 16, 16)
-    together, alone = key(images), key(images[1:2])
-    for ours, theirs in zip(together, alone, strict=True):
-        torch.testing.assert_close(ours[1:2], theirs)
+    network = ProjectedEncoder(Stages(), 6)
+    images = torch.rand(8, 1, 16, 16)
+    order = torch.tensor([3, 0, 7, 5, 1, 2, 6, 4])
+    shuffled = project(network, images, order)
+    for first in range(0, 8, 2):  # four groups of two
+        group = order[first : first + 2]
+        alone = network(images[group])
+        for ours, theirs in zip(shuffled, alone, strict=True):
+            torch.testing.assert_close(ours[group], theirs)
+    plain = project(network, images)
+    for ours, theirs in zip(plain, network(images[2:4]), strict=True):
+        torch.testing.assert_close(ours[2:4], theirs)
 
 
 def test_projections_are_unit_vectors_of_each_place_of_the_coarsest_stage() -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import tifffile
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cellseg_cli.config import TrainSettings
@@ -26,9 +31,12 @@ from cellseg_cli.errors import (
     TrainingError,
 )
 from cellseg_cli.networks.checkpoint import load_model, read_header
-from cellseg_cli.training import loop, metrics
+from cellseg_cli.training import loop, metrics, processes
+from cellseg_cli.training.clock import PARTS
 from cellseg_cli.training.data import Failed, open_split
-from cellseg_cli.training.loop import Labelling, Report, Started, learning_rate, train
+from cellseg_cli.training.loop import learning_rate, steps_within, train
+from cellseg_cli.training.objective import OBJECTIVES
+from cellseg_cli.training.reports import Labelling, Report, Started
 
 TINY = TrainSettings(
     encoder="resnet10t",
@@ -110,35 +118,68 @@ def test_validation_chooses_the_best_and_fills_the_header(discs: Path, tmp_path:
     assert {"overlap", "seed", "classes", "mean_ap"} <= {row[1] for row in rows[1:]}
 
 
-def test_a_run_killed_with_9_resumes_to_the_same_weights(discs: Path, tmp_path: Path) -> None:
-    settings = dataclasses.replace(TINY, steps=60)
-    whole = train(open_split([str(discs)]), tmp_path / "whole", settings)
-    script = (
-        "import sys\nfrom pathlib import Path\n"
-        "from cellseg_cli.training import loop\nfrom cellseg_cli.training.data import open_split\n"
-        "from tests_training_settings import SETTINGS\n"
-        "loop.SAVE_EVERY = 5\n"
-        "loop.train(open_split([sys.argv[1]]), Path(sys.argv[2]), SETTINGS)\n"
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from cellseg_cli.config import TrainSettings
+from cellseg_cli.training import loop
+from cellseg_cli.training.data import open_split
+from cellseg_cli.training.reports import Report
+
+loop.SAVE_EVERY = 5
+data, out, settings = sys.argv[1], Path(sys.argv[2]), TrainSettings(**json.loads(sys.argv[3]))
+
+def kill(report):
+    if isinstance(report, Report) and report.step == 8 and report.score:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+loop.train(open_split([data], validation=[data]), out, settings, emit=kill)
+"""
+
+
+@pytest.mark.parametrize("recipe", OBJECTIVES)
+def test_a_run_killed_with_9_ends_as_if_it_had_not_been(
+    recipe: str, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, their average, the optimiser, the schedule, the best score and the curves.
+
+    The killed sitting has written a state at step 5 and a model of step 8.
+    """
+    monkeypatch.setattr(loop, "SAVE_EVERY", 5)
+    settings = dataclasses.replace(TINY, recipe=recipe, steps=12, validate_every=4)
+    split = open_split([str(discs)], validation=[str(discs)])
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(split, whole, settings)
+    asdict = dataclasses.asdict(settings)
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, str(discs), str(cut), json.dumps(asdict)],
+        env=os.environ | {"PYTHONPATH": str(Path(loop.__file__).parents[2])},
+        stderr=subprocess.PIPE,
+        check=False,
     )
-    (tmp_path / "tests_training_settings.py").write_text(
-        f"from cellseg_cli.config import TrainSettings\nSETTINGS = {settings!r}\n"
-    )
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(loop.__file__).parents[2]}"}
-    command = [sys.executable, "-c", script, str(discs), str(tmp_path / "cut")]
-    state = tmp_path / "cut" / "state.safetensors"
-    child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    written: set[int] = set()  # the first state is that of step 0
-    while len(written) < 2 and child.poll() is None and time.monotonic() < deadline:
-        if state.exists():
-            written.add(state.stat().st_mtime_ns)
-        time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert len(written) == 2
-    assert not (tmp_path / "cut" / "last.safetensors").exists(), "it was killed too late"
-    cut = train(open_split([str(discs)]), tmp_path / "cut", settings)
-    assert_same(whole.last, cut.last)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert read_header(cut / "last.safetensors").training["step"] == 8
+    sitting: list[int] = []
+    train(split, cut, settings, emit=lambda report: sitting.append(report.step))  # type: ignore[union-attr]
+    assert sitting[0] == 5
+    for name in ("state.safetensors", "best.safetensors", "last.safetensors"):
+        assert_same(whole / name, cut / name)
+    ours, theirs = (content_of(folder / "state.safetensors") for folder in (whole, cut))
+    assert ours["best"] == theirs["best"]
+    assert ours["spent"]["crops"] == theirs["spent"]["crops"] == 12 * TINY.batch_size
+    assert learned_curves(whole) == learned_curves(cut)
+
+
+def content_of(state: Path) -> dict[str, Any]:
+    with safe_open(state, framework="pt") as file:
+        return dict(json.loads(file.metadata()["state"]))
+
+
+def learned_curves(run: Path) -> list[list[str]]:
+    """What metrics.csv says of losses and scores; rates and shares are never the same twice."""
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    return [row for row in rows if "_per_s" not in row[1] and not row[1].startswith("share/")]
 
 
 def test_other_settings_on_the_same_folder_are_refused(discs: Path, tmp_path: Path) -> None:
@@ -189,7 +230,7 @@ def test_a_sitting_says_where_it_computes_and_where_it_goes_on(discs: Path, tmp_
 def test_one_device_and_several_are_not_both(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "resolve_device", lambda name: torch.device(name))
+    monkeypatch.setattr(processes, "resolve_device", lambda name: torch.device(name))
     split = open_split([str(discs)])
     with pytest.raises(ConfigError) as error:
         train(split, tmp_path, dataclasses.replace(TINY, device="cuda:1", devices=2))
@@ -288,3 +329,94 @@ def test_the_learning_rate_rises_and_falls_once() -> None:
     assert rates[:peak] == sorted(rates[:peak])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] < 0.01
+
+
+def test_what_the_time_went_to_is_told_and_kept(discs: Path, tmp_path: Path) -> None:
+    """Every report's shares add up to one; what a device has to do, none of them leaves out."""
+    settings = dataclasses.replace(TINY, steps=21, validate_every=20)
+    told: list[Report] = []
+
+    def keep(report: object) -> None:
+        if isinstance(report, Report) and report.score is None:
+            told.append(report)
+
+    split = open_split([str(discs)], validation=[str(discs)])
+    result = train(split, tmp_path / "run", settings, emit=keep)
+    assert [report.step for report in told] == [20, 21]
+    for report in told:
+        assert sum(report.shares.values()) == pytest.approx(1)
+        assert report.crops_per_s > 0
+        assert report.megapixels_per_s == pytest.approx(report.crops_per_s * 48 * 48 / 1e6)
+    assert "validation" in told[1].shares  # the one after step 20
+    assert set(result.shares) == set(PARTS)
+    header = read_header(result.last).training
+    assert set(header["shares"]) == set(PARTS)
+    assert sum(header["shares"].values()) == pytest.approx(1, abs=1e-3)
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        rows = {(row[0], row[1]): row[2] for row in list(csv.reader(file))[1:]}
+    assert float(rows["21", "crops_per_s"]) == pytest.approx(told[1].crops_per_s, rel=1e-4)
+    assert float(rows["21", "share/forward"]) == pytest.approx(told[1].shares["forward"], rel=1e-4)
+
+
+def test_a_time_budget_finds_steps_that_a_second_sitting_keeps(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured leaves no trace: the weights are those of as many steps asked for."""
+    monkeypatch.setattr(loop, "TIMED_STEPS", 3)
+    budget = dataclasses.replace(TINY, minutes=0.03, seed=3)
+    split = open_split([str(discs)])
+    found = train(split, tmp_path / "minutes", budget)
+    assert found.steps >= 1
+    asked = dataclasses.replace(TINY, steps=found.steps, seed=3)
+    assert_same(found.last, train(split, tmp_path / "steps", asked).last)
+    trained = read_header(found.last).training["settings"]
+    assert (trained["steps"], trained["minutes"]) == (found.steps, 0.03)
+    monkeypatch.setattr(loop._Runner, "_steps_in", lambda *given: pytest.fail("measured again"))
+    started: list[object] = []
+    train(split, tmp_path / "minutes", dataclasses.replace(budget, steps=99), emit=started.append)
+    assert started == [
+        Started(
+            device="cpu",
+            precision="fp32",
+            fields=4,
+            held_out=0,
+            step=found.steps,
+            steps=found.steps,
+            minutes=0.03,
+        )
+    ]
+    with pytest.raises(OutputExistsError, match=r"other settings \(minutes\);"):
+        train(split, tmp_path / "minutes", dataclasses.replace(budget, minutes=0.04))
+
+
+@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.given(st.floats(1, 1e6), st.floats(1e-4, 1e2))
+def test_a_budget_is_kept_and_used(seconds: float, per_step: float) -> None:
+    steps = steps_within(seconds, per_step)
+    assert steps >= 1
+    assert steps == 1 or steps * per_step <= seconds
+    assert (steps + 1) * per_step > 0.95 * seconds
+
+
+def test_no_state_is_written_of_weights_that_are_not_numbers(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of step 6 is infinite, its loss is not; the state of step 5 stays."""
+    real = loop.OBJECTIVES["spatial"]
+    steps = itertools.count()
+
+    def steep(output: Any, *rest: Any) -> dict[str, torch.Tensor]:
+        terms = real(output, *rest)
+        if next(steps) == 6:
+            terms["seed"] = terms["seed"] + torch.sqrt((output.embedding * 0).sum())
+        return terms
+
+    monkeypatch.setattr(loop, "SAVE_EVERY", 5)
+    monkeypatch.setitem(loop.OBJECTIVES, "spatial", steep)
+    with pytest.raises(TrainingError, match=r"gradient of the loss is not finite at step 6: .*f\d"):
+        train(open_split([str(discs)]), tmp_path / "run", dataclasses.replace(TINY, steps=12))
+    assert content_of(tmp_path / "run" / "state.safetensors")["step"] == 5
+    assert all(
+        tensor.isfinite().all()
+        for tensor in weights(tmp_path / "run" / "state.safetensors").values()
+    )

@@ -27,6 +27,19 @@ def test_zero_gradients_move_nothing_but_by_decay() -> None:
     assert (orthogonalised(torch.zeros(4, 6, 3, 3)) == 0).all()
 
 
+@pytest.mark.parametrize("shape", [(6, 5, 3, 3), (24, 2, 3, 3)])
+def test_it_is_the_iteration_of_its_authors(shape: tuple[int, ...]) -> None:
+    """Step by step on the matrix itself, in float64; both take the same five steps."""
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    matrix = weights.double().reshape(shape[0], -1)
+    matrix = matrix / matrix.norm()
+    for _ in range(5):
+        gram = matrix @ matrix.T
+        matrix = 3.4445 * matrix + (-4.7750 * gram + 2.0315 * gram @ gram) @ matrix
+    found = orthogonalised(weights).reshape(shape[0], -1).double()
+    torch.testing.assert_close(found, matrix, rtol=1e-4, atol=1e-4)
+
+
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -26,6 +28,7 @@ from cellseg_cli.errors import (
     OutputExistsError,
     TrainingError,
 )
+from cellseg_cli.images.source import Field
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, save_model
 from cellseg_cli.networks.initial import (
@@ -38,7 +41,7 @@ from cellseg_cli.networks.initial import (
 )
 from cellseg_cli.training import pretrain as loop
 from cellseg_cli.training.ahead import prepared
-from cellseg_cli.training.data import open_split
+from cellseg_cli.training.data import Source, open_split, share_of
 from cellseg_cli.training.limits import check_pretrain_settings
 from cellseg_cli.training.loop import train
 from cellseg_cli.training.pictures import find_pictures, usable_pictures
@@ -109,21 +112,21 @@ def test_a_run_leaves_an_encoder_that_says_what_it_is(images: Path, tmp_path: Pa
     assert all(name.startswith("encoder.") for name in load_file(result.encoder))
 
 
-def test_it_learns_to_tell_fields_of_other_stripes(tmp_path: Path) -> None:
-    """Of no knowledge the loss is log(1 + queue); it falls well below that."""
+def test_it_learns_to_find_places_of_other_stripes(tmp_path: Path) -> None:
+    """Of no knowledge the dense loss is log(1 + queue); it falls well below that."""
     rows = np.arange(64.0)[:, None] + np.zeros((1, 64))
     for period in (3, 4, 5, 7, 10, 14, 20, 28):
         stripes = 100 + 80 * np.sin(2 * np.pi * rows / period)
         cv2.imwrite(str(tmp_path / f"{period}.png"), stripes.astype(np.uint8))
     settings = dataclasses.replace(TINY, steps=80, batch_size=8, learning_rate=0.01)
-    losses: list[float] = []
+    dense: list[float] = []
 
     def keep(report: object) -> None:
         if isinstance(report, Report):
-            losses.append(sum(report.losses.values()))
+            dense.append(report.losses["dense"] / settings.dense_weight)
 
     learn(tmp_path, tmp_path / "run", settings, emit=keep)
-    assert losses[-1] < 0.8 * np.log(1 + settings.queue_length)
+    assert dense[-1] < 0.8 * np.log(1 + settings.queue_length)
 
 
 def test_a_run_killed_with_9_resumes_to_the_same_weights(images: Path, tmp_path: Path) -> None:
@@ -186,8 +189,8 @@ def test_other_settings_on_the_same_folder_are_refused(images: Path, tmp_path: P
     with pytest.raises(OutputExistsError) as error:
         learn(images, tmp_path / "run", other)
     assert str(error.value) == (
-        f"{tmp_path / 'run'} holds encoder.safetensors without the state of its run; "
-        "use another --out, or --overwrite to replace it"
+        f"{tmp_path / 'run'} holds encoder.safetensors without the state of their run; "
+        "use another --out, or --overwrite to replace them"
     )
 
 
@@ -320,13 +323,13 @@ def test_the_learning_rate_falls_along_half_a_cosine() -> None:
 
 def test_all_settings_out_of_range_are_refused_in_one_message() -> None:
     bad = dataclasses.replace(
-        TINY, temperature=0.0, momentum=1.5, dense_weight=-1.0, queue_length=2, scale_min=3.0
+        TINY, temperature=0.0, momentum=1.5, dense_weight=-1.0, queue_length=2, crop_px=8
     )
     with pytest.raises(ConfigError) as error:
         check_pretrain_settings(bad)
     assert str(error.value) == (
         "temperature=0.0 is not in 0.0001..inf; momentum=1.5 is not in 0..1; "
-        "dense_weight=-1.0 is not in 0..1; scale_min=3.0 is not below scale_max=1.5; "
+        "dense_weight=-1.0 is not in 0..1; crop_px=8 is not in 16..inf for levels=3; "
         "queue_length=2 is below batch_size=4"
     )
 
@@ -466,3 +469,26 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_the_words(tmp_path: Path) 
         next(iter(encoder.parameters())).view(-1)[0] += 1
     save_encoder(other, encoder, EncoderHeader("resnet10t", 3, 1))
     assert initial_fingerprint(one) != initial_fingerprint(other)
+
+
+def test_a_share_of_the_fields_is_of_every_group_and_within_every_larger_share() -> None:
+    sources = [
+        Source(Field(f"{group}{number}", None), None, group)
+        for group, count in (("0:cort", 100), ("0:astro", 20), ("1:all", 1))
+        for number in range(count)
+    ]
+    shares = [share_of(sources, share, seed=0) for share in (0.001, 0.07, 0.25, 1.0)]
+    counts = [Counter(source.group for source in share) for share in shares]
+    assert counts == [
+        {"0:cort": 1, "0:astro": 1, "1:all": 1},
+        {"0:cort": 7, "0:astro": 2, "1:all": 1},
+        {"0:cort": 25, "0:astro": 5, "1:all": 1},
+        {"0:cort": 100, "0:astro": 20, "1:all": 1},
+    ]
+    ids = [[source.field.id for source in share] for share in shares]
+    for smaller, larger in pairwise(ids):
+        assert set(smaller) <= set(larger)
+        assert smaller == [one for one in larger if one in smaller]  # in their order
+    again = [source.field.id for source in share_of(sources[::-1], 0.25, seed=0)]
+    assert sorted(again) == sorted(ids[2])
+    assert set(ids[2]) != {source.field.id for source in share_of(sources, 0.25, seed=1)}
