@@ -223,6 +223,9 @@ class TrainSettings:
         ``origin`` (mirroring left to right, contrast, brightness).
     scale_min, scale_max
         Range of the random zoom.
+    exact_share
+        Share of the crops that are neither zoomed nor turned but by right angles, so that no
+        value of theirs is interpolated.
     validate_every
         Steps between validations; 0 validates at the end only.
     seed
@@ -280,6 +283,7 @@ class TrainSettings:
     augment: Literal["full", "origin"] = "full"
     scale_min: float = 0.65
     scale_max: float = 1.5
+    exact_share: float = 0.0
     validate_every: int = 500
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -110,18 +110,24 @@ def cut_crop(example: Example, settings: TrainSettings, rng: np.random.Generator
 
     Rotation by any angle (none with ``augment`` = origin), mirroring, and a
     zoom drawn log-uniformly from ``scale_min`` to ``scale_max``; the image
-    bilinear, the labels by nearest pixel.  Outside the field the image is
-    mirrored and the labels are −1.
+    bilinear, the labels by nearest pixel.  ``exact_share`` of the crops are
+    turned by right angles and not zoomed: every value of theirs is one of the
+    field's.  Outside the field the image is mirrored and the labels are −1.
     """
     side = settings.crop_px
     zoom = np.exp(rng.uniform(np.log(settings.scale_min), np.log(settings.scale_max)))
     angle = rng.uniform(0, 2 * np.pi) if settings.augment == "full" else 0.0
+    exact = settings.exact_share > 0 and rng.random() < settings.exact_share
+    if exact:
+        zoom, angle = 1.0, np.round(angle / (np.pi / 2)) * (np.pi / 2)
     mirrored = -1.0 if rng.random() < MIRRORED_SHARE[settings.augment] else 1.0
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     linear = np.array([[cos * mirrored, -sin], [sin * mirrored, cos]])  # crop (x, y) → field
     reach = side / (2 * zoom) - OVERHANG_PX / zoom
     centre = _centre(example.labels, reach, rng)
     origin = centre - linear @ np.full(2, (side - 1) / 2)
+    if exact:
+        linear, origin = np.round(linear), np.round(origin)
     region = _reach(linear, origin, side, example.labels.shape)
     to_source = np.column_stack([linear, origin - (region[1].start, region[0].start)])
     channels = [

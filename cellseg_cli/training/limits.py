@@ -30,6 +30,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "balance": (0, 1),
     "scale_min": (0.01, 100),
     "scale_max": (0.01, 100),
+    "exact_share": (0, 1),
     "low_percentile": (0, 100),
     "high_percentile": (0, 100),
     "fields_share": (1e-6, 1),

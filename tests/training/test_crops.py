@@ -106,6 +106,37 @@ def test_zoom_changes_areas_by_its_square() -> None:
     assert np.mean(areas) == pytest.approx(4 * 12 * 12, rel=0.03)
 
 
+def test_no_value_of_an_exact_crop_is_interpolated() -> None:
+    """Values are places in the field, so that neighbours in the crop are neighbours there."""
+    field = np.arange(64 * 64, dtype=np.float32).reshape(1, 64, 64)
+    labels = np.arange(1, 64 * 64 + 1, dtype=np.int32).reshape(64, 64)
+    labels[:8] = 0  # its values are told by the image alone
+    settings = TrainSettings(crop_px=48, in_channels=1, exact_share=1.0)
+    turned = set()
+    for seed in range(40):
+        crop = cut_crop(Example("f", field, labels), settings, np.random.default_rng(seed))
+        inside = crop.labels >= 0
+        values = crop.image[0][inside]
+        assert np.array_equal(values, np.round(values))
+        ids = labels.ravel()[values.astype(int)]
+        # ids are made dense in their order: the same pixels are 0, the same order among the rest
+        assert np.array_equal(ids == 0, crop.labels[inside] == 0)
+        assert np.array_equal(np.argsort(ids[ids > 0]), np.argsort(crop.labels[inside][ids > 0]))
+        row = np.flatnonzero(inside.sum(1) > 1)[0]
+        first, second = crop.image[0][row][inside[row]][:2]
+        turned.add(int(second - first))
+    assert turned == {-64, -1, 1, 64}
+
+
+def test_half_of_the_crops_may_be_exact() -> None:
+    settings = TrainSettings(crop_px=48, in_channels=1, exact_share=0.5)
+    field = np.arange(64 * 64, dtype=np.float32).reshape(1, 64, 64)
+    place = Example("f", field, np.ones((64, 64), np.uint8))
+    crops = (cut_crop(place, settings, np.random.default_rng(seed)) for seed in range(200))
+    exact = sum(bool(np.array_equal(crop.image[0], np.round(crop.image[0]))) for crop in crops)
+    assert 70 <= exact <= 130
+
+
 def test_a_step_draws_the_same_batch_again_and_another_step_another(discs: Path) -> None:
     settings = TrainSettings(crop_px=32)
     examples = Examples(open_split([str(discs)]).train, settings)
