@@ -8,6 +8,7 @@ from math import inf
 from cellseg_cli.config import PretrainSettings, TrainSettings
 from cellseg_cli.errors import ConfigError
 from cellseg_cli.networks.architecture import MAX_LEVELS
+from cellseg_cli.networks.scaled import period_px
 from cellseg_cli.sizes import parse_size
 
 #: Lowest and highest value of each number that the rest of the code relies on.
@@ -58,7 +59,12 @@ _PRETRAIN_RANGES: dict[str, tuple[float, float]] = {
 
 def check_settings(settings: TrainSettings) -> None:
     """Raise ConfigError for numbers out of range (NaN is), all of them in one message."""
-    _raise(_faults(settings, _RANGES) + _recipe_faults(settings) + _data_faults(settings))
+    _raise(
+        _faults(settings, _RANGES)
+        + _scale_faults(settings)
+        + _recipe_faults(settings)
+        + _data_faults(settings)
+    )
 
 
 def check_pretrain_settings(settings: PretrainSettings) -> None:
@@ -93,6 +99,19 @@ def _faults(
         faults.append(
             f"crop_px={settings.crop_px} is not in {least}..inf for levels={settings.levels}"
         )
+    return faults
+
+
+def _scale_faults(settings: TrainSettings) -> list[str]:
+    """Return what is wrong with the working scales to choose from."""
+    if not settings.scales:
+        return ["scales is empty"]
+    faults = []
+    for scale in settings.scales:
+        try:
+            period_px(2 ** min(max(settings.levels, 1), MAX_LEVELS), scale)
+        except ConfigError as error:
+            faults.append(str(error))
     return faults
 
 

@@ -1,8 +1,9 @@
-"""Choose a model's clustering settings on the held-out fields.
+"""Choose a model's working scale and clustering settings on the held-out fields.
 
 The settings that score best (:mod:`cellseg_cli.evaluation.choice`), for all fields and for those
-of each cell type, go into the model's header, where `cluster` finds them.  Fields are embedded
-anew for each of its few passes, which costs less than keeping the embeddings of a large set.
+of each cell type, go into the model's header, where `cluster` finds them, and so does the working
+scale, where `embed` finds it.  Fields are embedded anew for each of the few passes at each scale,
+which costs less than keeping the embeddings of a large set.
 """
 
 from __future__ import annotations
@@ -14,33 +15,59 @@ from typing import Any
 from cellseg_cli.clustering import Clustering, resolve
 from cellseg_cli.config import BY_TYPE
 from cellseg_cli.evaluation.choice import (
+    Choice,
     Trials,
     choose,
     mean_ap_of_trials,
     searches_for,
     settings_table,
 )
-from cellseg_cli.networks.checkpoint import load_model, write_tuned
+from cellseg_cli.networks.checkpoint import load_model, read_header, write_tuned
 from cellseg_cli.networks.predict import Predictor
+from cellseg_cli.networks.views import View
 from cellseg_cli.training.data import ALL_TYPES, Examples, read_field
 
 _ALL = ""  # the group of all fields; no cell type has an empty name
 
+#: What a larger scale must gain in mean AP over a smaller one: scale s takes s² times as long.
+LEAST_GAIN = 0.005
+
 
 def tune(path: Path, examples: Examples, device: str) -> dict[str, Any]:
-    """Write the best clustering settings into the header of the model file at `path`.
+    """Write the best working scale and clustering settings into the header of the model at `path`.
 
-    Without held-out fields, or where no field can be scored, the file stays as
-    it is.
+    Of the scales of ``TrainSettings.scales`` a larger one is taken only where it gains
+    :data:`LEAST_GAIN` for all fields together.  Without held-out fields, or where no field can
+    be scored, the file stays as it is.
 
     Returns
     -------
     dict
-        The settings for all fields and their ``mean_ap``, and ``mean_ap/NAME`` of the settings
-        for each cell type; empty where nothing was chosen.
+        ``scale``, the settings for all fields and their ``mean_ap``, and ``mean_ap/NAME`` of the
+        settings for each cell type; empty where nothing was chosen.
     """
+    found = {scale: _chosen(path, examples, device, scale) for scale in examples.settings.scales}
+    found = {scale: best for scale, best in sorted(found.items()) if _ALL in best}
+    if not found:
+        return {}
+    scale = next(iter(found))
+    for other, best in found.items():
+        if best[_ALL].mean_ap >= found[scale][_ALL].mean_ap + LEAST_GAIN:
+            scale = other
+    overall = found[scale].pop(_ALL)
+    kind = read_header(path).kind
+    chosen = settings_table(overall.settings, kind)
+    by_type = {name: settings_table(one.settings, kind) for name, one in found[scale].items()}
+    table = {**chosen, BY_TYPE: by_type} if by_type else chosen
+    write_tuned(path, table, overall.mean_ap, scale)
+    scores = {f"mean_ap/{name}": one.mean_ap for name, one in found[scale].items()}
+    return {"scale": scale, **chosen, "mean_ap": overall.mean_ap, **scores}
+
+
+def _chosen(path: Path, examples: Examples, device: str, scale: float) -> dict[str, Choice]:
+    """The best settings at one scale, for all fields and for those of each cell type."""
     model, header = load_model(path)
-    predictor = Predictor(model, header, device=device)
+    predictor = Predictor(model, header, device=device, view=View(scale))
     with_classes = header.architecture.classes_head
     method = header.cluster.get("method", "auto")  # that of the model's recipe
     start = resolve(Clustering(method), header.kind, with_classes=with_classes)
@@ -49,15 +76,7 @@ def tune(path: Path, examples: Examples, device: str) -> dict[str, Any]:
         return {one: _mean_aps(predictor, examples, int(one), trials[one]) for one in trials}
 
     searches = searches_for(start, header.kind, with_classes=with_classes)
-    best = choose(searches, _groups(examples), score)
-    if _ALL not in best:
-        return {}
-    overall = best.pop(_ALL)
-    chosen = settings_table(overall.settings, header.kind)
-    by_type = {name: settings_table(one.settings, header.kind) for name, one in best.items()}
-    write_tuned(path, {**chosen, BY_TYPE: by_type} if by_type else chosen, overall.mean_ap)
-    scores = {f"mean_ap/{name}": one.mean_ap for name, one in best.items()}
-    return {**chosen, "mean_ap": overall.mean_ap, **scores}
+    return choose(searches, _groups(examples), score)
 
 
 def _mean_aps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from cellseg_cli.instances import instances_of_labels
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, fingerprint, load_model, save_model
 from cellseg_cli.networks.predict import Predictor
+from cellseg_cli.training import tune as tuning
 from cellseg_cli.training.data import Examples, open_split, read_field
 from cellseg_cli.training.tune import tune
 
-SETTINGS = TrainSettings(in_channels=1)
+SETTINGS = TrainSettings(in_channels=1, scales=(1.0,))
 FEW = {"foreground": (0.3, 0.45), "seed_level": (0.4, 0.5), "min_area_px": (4, 9)}
 
 
@@ -81,6 +83,28 @@ def test_the_best_settings_are_written_for_all_and_by_type(
     assert fingerprint(path) == mark
     for name, tensor in before.state_dict().items():
         assert torch.equal(tensor, after.state_dict()[name])
+
+
+@pytest.mark.parametrize(("gain", "larger"), [(-1.0, True), (1.0, False)])
+def test_a_larger_working_scale_is_taken_only_for_its_gain(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float, larger: bool
+) -> None:
+    """What is written is what tuning at that scale alone finds, whatever the order of scales."""
+    monkeypatch.setitem(choice.VALUES, ("seeds", "spatial"), FEW)
+    monkeypatch.setitem(choice.VALUES, ("watershed", "spatial"), FEW)
+    monkeypatch.setattr(tuning, "LEAST_GAIN", gain)
+    path = saved(tmp_path / "tiny.safetensors")
+
+    def tuned(*scales: float) -> tuple[dict[str, object], dict[str, object]]:
+        settings = dataclasses.replace(SETTINGS, scales=scales)
+        chosen = tune(path, Examples(open_split([str(discs)]).train, settings), "cpu")
+        header = load_model(path)[1]
+        assert header.scale == chosen["scale"]
+        return chosen, header.cluster
+
+    alone = {scale: tuned(scale) for scale in (1.0, 1.5)}
+    assert alone[1.0] != alone[1.5]
+    assert tuned(1.5, 1.0) == tuned(1.0, 1.5) == alone[1.5 if larger else 1.0]
 
 
 def test_without_held_out_fields_the_file_stays(discs: Path, tmp_path: Path) -> None:
