@@ -11,6 +11,7 @@ import typer
 
 from cellseg_cli.cli.common import AsJson, Overwrite, Quiet, Threads, echo_json
 from cellseg_cli.cli.tables import show_table
+from cellseg_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from cellseg_cli.evaluation.scores import Scores
@@ -81,6 +82,22 @@ def evaluate(
         Path | None,
         typer.Option("--per-field", metavar="FILE.csv", help="Write one row per field."),
     ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            "--pictures",
+            metavar="DIR",
+            help="Write DIR/<id>.png: truth and prediction, outlined by what became of each cell.",
+        ),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images",
+            metavar="IMAGES",
+            help="With --pictures: the images, shown below the outlines; as embed takes them.",
+        ),
+    ] = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -94,10 +111,13 @@ def evaluate(
     (Kaggle's metric). Rows are means over fields; "pooled" counts all cells
     together. F1, precision, recall and PQ are at 0.50. Fields whose truth
     names one cell type, and fields in folders (plates), are scored by group.
+    Mistakes: cells missed, false, split and merged; boundary: right at IoU 0.50,
+    but not at 0.75.
 
     \b
         cellseg evaluate emb.zarr --truth labels/
         cellseg evaluate submission.csv --truth train.csv --missing skip --json
+        cellseg evaluate emb.zarr --truth labels/ --pictures mistakes --images plates
     """
     from cellseg_cli.pipeline.evaluate import (
         Comparison,
@@ -106,11 +126,15 @@ def evaluate(
         write_fields,
     )
     from cellseg_cli.pipeline.evaluate import evaluate as run_evaluation
+    from cellseg_cli.pipeline.gallery import Gallery
 
+    if images is not None and pictures is None:
+        raise ConfigError("--images is for --pictures; give both")
     if per_field is not None:
         check_free(per_field, overwrite)
+    gallery = Gallery.open(pictures, images, overwrite=overwrite) if pictures else None
     comparison = Comparison(
-        prediction, truth, _ORDERS[order], tuple(groups or ()), missing.value, threads or 0
+        prediction, truth, _ORDERS[order], tuple(groups or ()), missing.value, threads or 0, gallery
     )
     evaluation = run_evaluation(comparison)
     if per_field is not None:
@@ -177,7 +201,7 @@ def _rows(evaluation: Evaluation) -> Iterator[list[str]]:
             "prec",
             "recall",
         ),
-        *("PQ", "missed", "false", "split", "merged"),
+        *("PQ", "missed", "false", "split", "merged", "boundary"),
     ]
     overall = evaluation.overall
     assert overall is not None
@@ -194,7 +218,7 @@ def _row(name: str, scores: Scores, *, pooled: bool) -> list[str]:
     shown += [values.at(measure, 0.5) for measure in ("f1", "precision", "recall", "pq")]
     total = scores.total
     mistakes = total.mistakes
-    counts = (mistakes.missed, mistakes.false, mistakes.split, mistakes.merged)
+    counts = (mistakes.missed, mistakes.false, mistakes.split, mistakes.merged, mistakes.boundary)
     return [
         *(name, str(scores.fields), str(total.truth), str(total.predicted)),
         *("-" if value != value else f"{value:.3f}" for value in shown),

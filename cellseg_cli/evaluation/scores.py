@@ -10,45 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
 from cellseg_cli.evaluation.matching import Overlaps, match, overlaps
+from cellseg_cli.evaluation.mistakes import Mistakes, count_mistakes
 from cellseg_cli.instances import Instances
 
 #: 0.50:0.05:0.95, each the double nearest to its decimal (a running sum is not).
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
-
-#: Below this IoU two instances have nothing to do with each other: the background
-#: threshold of TIDE (Bolya et al. 2020, section 2.2).
-_NEAR_IOU = 0.1
-
-
-@dataclass(frozen=True)
-class Mistakes:
-    """Kinds of error, counted without regard to the matching.
-
-    They answer "what went wrong", so they are not a partition of the unmatched:
-    an instance with a good match and a stray fragment in it is split as well.
-
-    Attributes
-    ----------
-    missed
-        True instances that no prediction touches to speak of: IoU < 0.1 with
-        each, and not more than half inside any.
-    false
-        Predictions that touch no true instance to speak of, in the same sense.
-    split
-        True instances that hold more than half of each of two or more predictions.
-    merged
-        Predictions that hold more than half of each of two or more true instances.
-    """
-
-    missed: int = 0
-    false: int = 0
-    split: int = 0
-    merged: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +45,7 @@ class FieldScore:
     predicted: int
     tp: tuple[int, ...]
     iou_sum: tuple[float, ...]
-    mistakes: Mistakes = Mistakes()
+    mistakes: Mistakes = field(default_factory=Mistakes)
 
     @property
     def fp(self) -> tuple[int, ...]:
@@ -175,21 +146,6 @@ def score_overlaps(pairs: Overlaps, thresholds: Sequence[float] = THRESHOLDS) ->
         tp=tuple(len(values) for values in matched),
         iou_sum=tuple(math.fsum(values.tolist()) for values in matched),
         mistakes=count_mistakes(pairs),
-    )
-
-
-def count_mistakes(pairs: Overlaps) -> Mistakes:
-    """Return how many instances are missed, false, split and merged; see `Mistakes`."""
-    near = pairs.iou >= _NEAR_IOU
-    found_in_true = 2 * pairs.intersection > pairs.prediction_areas[pairs.prediction]
-    true_in_found = 2 * pairs.intersection > pairs.truth_areas[pairs.truth]
-    touched_true = np.unique(pairs.truth[near | true_in_found])
-    touched_found = np.unique(pairs.prediction[near | found_in_true])
-    return Mistakes(
-        missed=len(pairs.truth_areas) - len(touched_true),
-        false=len(pairs.prediction_areas) - len(touched_found),
-        split=int(np.count_nonzero(np.bincount(pairs.truth[found_in_true]) >= 2)),
-        merged=int(np.count_nonzero(np.bincount(pairs.prediction[true_in_found]) >= 2)),
     )
 
 

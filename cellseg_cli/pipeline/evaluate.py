@@ -19,11 +19,12 @@ from cellseg_cli.engine.tasks import FieldWork, Outcome, Produced, Stop, thread_
 from cellseg_cli.engine.threads import run_fields
 from cellseg_cli.errors import ConfigError, ExitCode, OutputExistsError
 from cellseg_cli.evaluation.grouping import groups_by_cell_type, groups_by_plate, groups_of_fields
+from cellseg_cli.evaluation.matching import overlaps
 from cellseg_cli.evaluation.scores import (
     THRESHOLDS,
     FieldScore,
     Scores,
-    score_field,
+    score_overlaps,
     summarise,
     summarise_groups,
 )
@@ -39,6 +40,7 @@ from cellseg_cli.evaluation.tables import field_row, scores_document
 from cellseg_cli.images.annotations import Kind
 from cellseg_cli.instances import Instances
 from cellseg_cli.pipeline.events import Failure
+from cellseg_cli.pipeline.gallery import Gallery
 from cellseg_cli.store import FieldRow
 
 #: What becomes of a field that only one side has: ``fail`` lists it, ``zero`` scores a
@@ -64,6 +66,8 @@ class Comparison:
         What becomes of a field that only one side has.
     threads
         Threads; 0 means one per core.
+    gallery
+        Where pictures of the mistakes go; None: nowhere.
     """
 
     prediction: Path
@@ -72,6 +76,7 @@ class Comparison:
     groups: tuple[str, ...] = ()
     missing: Missing = "fail"
     threads: int = 0
+    gallery: Gallery | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Evaluation:
     group_of
         For each grouping the group of each field.
     failed
-        Fields that could not be read or compared.
+        Fields that could not be read or compared; or that were, but could not be drawn.
     without_prediction, without_truth
         Ids of the fields that only one side has.
     places
@@ -151,7 +156,7 @@ def evaluate(comparison: Comparison) -> Evaluation:
     scored = sorted(true if comparison.missing == "zero" else found & true)
     tables = _tables(comparison.groups, scored)
     places = places_of(prediction, truth)
-    fields, failed = _score_all(prediction, truth, scored, comparison.threads)
+    fields, failed = _score_all(prediction, truth, scored, comparison)
     return Evaluation(
         comparison=comparison,
         fields=fields,
@@ -246,7 +251,7 @@ def _plates(
 
 
 def _score_all(
-    prediction: Kind, truth: Kind, field_ids: Sequence[str], threads: int
+    prediction: Kind, truth: Kind, field_ids: Sequence[str], comparison: Comparison
 ) -> tuple[dict[str, FieldScore], tuple[Failure, ...]]:
     """Return the counts of each field and the failures, both sorted by id."""
     predicted = set(prediction.field_ids)
@@ -260,7 +265,10 @@ def _score_all(
         else:
             true = read_truth(truth, row.id)
             found = Instances(true.shape, ())
-        scores[row.id] = score_field(found, true)
+        pairs = overlaps(found, true)
+        scores[row.id] = score_overlaps(pairs)
+        if comparison.gallery is not None:
+            comparison.gallery.draw(row.id, found, true, pairs)
         return Produced(true.shape[0] * true.shape[1], len(found))
 
     def seen(outcome: Outcome) -> None:
@@ -268,7 +276,7 @@ def _score_all(
             failed.append(outcome.failure)
 
     jobs = [(FieldRow(field_id, source=""), "") for field_id in field_ids]
-    run_fields(jobs, FieldWork(score), thread_count(threads), seen)
+    run_fields(jobs, FieldWork(score), thread_count(comparison.threads), seen)
     failures = tuple(sorted(failed, key=lambda failure: failure.field_id))
     return {field_id: scores[field_id] for field_id in sorted(scores)}, failures
 

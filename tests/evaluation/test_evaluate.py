@@ -78,7 +78,7 @@ def test_scores_as_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pooled["pq"] == pytest.approx(1.8 / 2.5)
     assert (pooled["tp"]["0.50"], pooled["fp"]["0.50"], pooled["fn"]["0.50"]) == (2, 0, 1)
     assert (pooled["tp"]["0.85"], pooled["fp"]["0.85"], pooled["fn"]["0.85"]) == (1, 1, 2)
-    assert overall["mistakes"] == {"missed": 1, "false": 0, "split": 0, "merged": 0}
+    assert overall["mistakes"] == {"missed": 1, "false": 0, "split": 0, "merged": 0, "boundary": 0}
     assert result["by_group"] == {}
 
 
@@ -90,13 +90,13 @@ def test_the_table_in_a_pipe(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     captured = capsys.readouterr()
     assert captured.err == ""
     rows = [" ".join(line.split()) for line in captured.out.splitlines()]
-    tail = "missed false split merged"
+    tail = "missed false split merged boundary"
     assert rows == [
         f"fields of fields cells found AP50 AP75 mean AP F1 prec recall PQ {tail}",
-        "all 3 3 2 0.750 0.750 0.600 0.833 1.000 0.750 0.733 1 0 0 0",
-        "all, pooled 3 3 2 0.667 0.667 0.542 0.800 1.000 0.667 0.720 1 0 0 0",
-        "plate P1 1 1 1 1.000 1.000 0.700 1.000 1.000 1.000 0.800 0 0 0 0",
-        "plate P2 2 2 1 0.500 0.500 0.500 0.667 1.000 0.500 0.667 1 0 0 0",
+        "all 3 3 2 0.750 0.750 0.600 0.833 1.000 0.750 0.733 1 0 0 0 0",
+        "all, pooled 3 3 2 0.667 0.667 0.542 0.800 1.000 0.667 0.720 1 0 0 0 0",
+        "plate P1 1 1 1 1.000 1.000 0.700 1.000 1.000 1.000 0.800 0 0 0 0 0",
+        "plate P2 2 2 1 0.500 0.500 0.500 0.667 1.000 0.500 0.667 1 0 0 0 0",
     ]
 
 
@@ -108,7 +108,7 @@ def test_fields_without_cells_have_no_score(here: Path, capsys: pytest.CaptureFi
     assert overall["mean_ap"] is None
     assert overall["pooled"]["f1"]["0.50"] is None
     assert run(["evaluate", "found", "--truth", "truth"]) == 0
-    assert "all 1 0 0 - - - - - - - 0 0 0 0" in [
+    assert "all 1 0 0 - - - - - - - 0 0 0 0 0" in [
         " ".join(line.split()) for line in capsys.readouterr().out.splitlines()
     ]
 
@@ -306,7 +306,7 @@ def test_the_table_of_fields(here: Path, capsys: pytest.CaptureFixture[str]) -> 
         a, b = csv.DictReader(stream)
     assert list((here / "out").iterdir()) == [here / "out" / "fields.csv"]
     keys = ["id", "plate", "truth_instances", "predicted_instances", "mean_ap", "pq", "matched_iou"]
-    keys += ["missed", "false", "split", "merged"]
+    keys += ["missed", "false", "split", "merged", "boundary"]
     for name in ("ap", "precision", "recall", "f1", "tp", "fp", "fn"):
         keys += [f"{name}_{threshold:.2f}" for threshold in THRESHOLDS]
     assert list(a) == [*keys, "error"]

@@ -12,11 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cellseg_cli.evaluation.matching import overlaps_of_labels
+from cellseg_cli.evaluation.matching import Overlaps, match, overlaps_of_labels
+from cellseg_cli.evaluation.mistakes import Fate, Mistakes, fates
 from cellseg_cli.evaluation.scores import (
     THRESHOLDS,
     FieldScore,
-    Mistakes,
     measures,
     score_field,
     score_overlaps,
@@ -130,6 +130,7 @@ def test_changing_sides_changes_places(a: np.ndarray, b: np.ndarray) -> None:
         false=other.mistakes.missed,
         split=other.mistakes.merged,
         merged=other.mistakes.split,
+        boundary=other.mistakes.boundary,
     )
     assert one.mistakes == swapped
 
@@ -158,11 +159,55 @@ def test_mistakes_by_eye() -> None:
     assert mistakes(prediction, truth) == Mistakes(missed=1, false=1, split=1, merged=1)
 
 
+def test_a_poor_outline_is_a_mistake_of_its_own() -> None:
+    """1 well, 2 at IoU 4/6, 3 at 4/9 (which is nothing of these)."""
+    truth = ["1111000000", "2222220000", "3333333330"]
+    found = ["1111000000", "2222000000", "3333000000"]
+    assert mistakes(found, truth) == Mistakes(boundary=1)
+    assert mistakes(truth, found) == Mistakes(boundary=1)
+
+
+def test_every_instance_has_one_fate() -> None:
+    """As in `test_mistakes_by_eye`, with a poor outline of 6 and a part of 7 that is no match."""
+    truth = ["11110000", "22220000", "33330000", "44440000", "55550000", "66666600", "77777777"]
+    found = ["aabb0000", "cccc0000", "cccc0000", "0000000f", "eeee0000", "66660000", "77700000"]
+    became = fates(pairs_of(found, truth))
+    split, merged, lost, well = Fate.SPLIT, Fate.MERGED, Fate.LOST, Fate.WELL
+    assert became.truth.tolist() == [split, merged, merged, lost, well, Fate.BOUNDARY, Fate.POOR]
+    # ids ascend: 6, 7, a, b, c, e, f
+    assert became.prediction.tolist() == [
+        *(Fate.BOUNDARY, Fate.POOR, split, split, merged, well, lost)
+    ]
+
+
+@given(LABELS, LABELS)
+@settings(deadline=None, max_examples=50)
+def test_fates_agree_with_the_counts(found: np.ndarray, true: np.ndarray) -> None:
+    pairs = overlaps_of_labels(found, true)
+    became, counted = fates(pairs), score_overlaps(pairs).mistakes
+    assert (became.truth == Fate.LOST).sum() == counted.missed
+    assert (became.prediction == Fate.LOST).sum() == counted.false
+    for side, areas in (
+        (became.truth, pairs.truth_areas),
+        (became.prediction, pairs.prediction_areas),
+    ):
+        assert len(side) == len(areas)
+    # an instance that is well found is so whatever else it is
+    assert (became.truth == Fate.SPLIT).sum() <= counted.split
+    assert (became.prediction == Fate.MERGED).sum() <= counted.merged
+    well = score_overlaps(pairs, (0.5,)).tp[0] - (pairs.iou[match(pairs, 0.5)] < 0.75).sum()
+    assert (became.truth == Fate.WELL).sum() == (became.prediction == Fate.WELL).sum() == well
+
+
 def mistakes(prediction: list[str], truth: list[str]) -> Mistakes:
+    return score_overlaps(pairs_of(prediction, truth)).mistakes
+
+
+def pairs_of(prediction: list[str], truth: list[str]) -> Overlaps:
     as_labels = [
         np.array([[int(c, 16) for c in row] for row in side]) for side in (prediction, truth)
     ]
-    return score_overlaps(overlaps_of_labels(*as_labels)).mistakes
+    return overlaps_of_labels(*as_labels)
 
 
 def counts(truth: int, predicted: int, tp: int, iou_sum: float = 0.0) -> FieldScore:
