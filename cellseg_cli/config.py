@@ -185,6 +185,9 @@ class TrainSettings:
         coarser stage.
     in_channels
         Image channels the network takes; grey images are repeated.
+    guides
+        What the network is shown besides: ``contrast`` (local, in the image's place),
+        ``edges``, ``contours`` (a channel each).
     embedding_dim
         Unit components per pixel (`contrastive` and `binary`).
     classes_head
@@ -263,6 +266,7 @@ class TrainSettings:
     decoder: Literal["unet", "refinenet", "upscale"] = "unet"
     decoder_channels: int = 16
     in_channels: int = 3
+    guides: tuple[Literal["contrast", "edges", "contours"], ...] = ()
     embedding_dim: int = 8
     classes_head: bool = True
     sampler: Literal["uniform", "window", "foreground", "box", "contour"] = "window"

@@ -16,6 +16,8 @@ from torch.nn import functional
 from cellseg_cli.errors import ConfigError
 from cellseg_cli.networks import resnet
 from cellseg_cli.networks.decoders import DECODERS, DecoderName
+from cellseg_cli.networks.guides import Guide, Guides
+from cellseg_cli.networks.guides import channels as guided_channels
 
 Kind = Literal["spatial", "contrastive"]
 
@@ -66,6 +68,9 @@ class Architecture:
         What the classes head reads: the decoder's ``features``, or the ``embedding``.
     decoder
         Key of :data:`cellseg_cli.networks.decoders.DECODERS`.
+    guides
+        What the network is shown besides the image: any of
+        :data:`cellseg_cli.networks.guides.GUIDES`.
     """
 
     kind: Kind = "spatial"
@@ -77,6 +82,7 @@ class Architecture:
     classes_head: bool = True
     classes_from: Literal["features", "embedding"] = "features"
     decoder: DecoderName = "unet"
+    guides: tuple[Guide, ...] = ()
 
     def __post_init__(self) -> None:
         limits = {
@@ -97,6 +103,11 @@ class Architecture:
     def stride(self) -> int:
         """Height and width of the network's input are multiples of this, in pixels."""
         return 2**self.levels
+
+    @property
+    def encoder_channels(self) -> int:
+        """Channels that the encoder takes: those of the image, and of its guides."""
+        return guided_channels(self.in_channels, self.guides)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -137,10 +148,11 @@ class Embedder(nn.Module):
     def __init__(self, architecture: Architecture, *, trained: bool = False) -> None:
         super().__init__()
         self.architecture = architecture
+        self.guides = Guides(architecture.guides)
         known = architecture.encoder in resnet.BLOCKS and architecture.levels <= len(resnet.WIDTHS)
         if trained and known:
             encoder: Any = resnet.Encoder(
-                architecture.encoder, architecture.in_channels, architecture.levels
+                architecture.encoder, architecture.encoder_channels, architecture.levels
             )
             widths = encoder.widths
         else:
@@ -148,7 +160,7 @@ class Embedder(nn.Module):
             widths = encoder.feature_info.channels()
         self.encoder = encoder
         decoder = DECODERS[architecture.decoder]
-        self.decoder = decoder(widths, architecture.in_channels, architecture.decoder_channels)
+        self.decoder = decoder(widths, architecture.encoder_channels, architecture.decoder_channels)
         components = len(architecture.channels)
         self.embedding_head = nn.Conv2d(architecture.decoder_channels, components, kernel_size=1)
         self.classes_head = _classes_head(architecture) if architecture.classes_head else None
@@ -158,7 +170,8 @@ class Embedder(nn.Module):
 
         H and W are multiples of the stride.
         """
-        features = self.decoder(images, self.encoder(images))
+        shown = self.guides(images)
+        features = self.decoder(shown, self.encoder(shown))
         raw = self.embedding_head(features).float()
         embedding = _spatial(raw) if self.architecture.kind == "spatial" else _unit(raw)
         if self.classes_head is None:
@@ -191,7 +204,7 @@ def _encoder(architecture: Architecture) -> Any:
             architecture.encoder,
             features_only=True,
             pretrained=False,
-            in_chans=architecture.in_channels,
+            in_chans=architecture.encoder_channels,
             out_indices=tuple(range(architecture.levels)),
         )
     except (RuntimeError, AssertionError, IndexError, TypeError) as error:

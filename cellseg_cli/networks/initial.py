@@ -216,6 +216,7 @@ class _There:
     levels: int
     in_channels: int
     kind: str | None = None
+    guides: tuple[str, ...] = ()
 
 
 def _source(path: Path) -> tuple[str, _There]:
@@ -223,18 +224,20 @@ def _source(path: Path) -> tuple[str, _There]:
     content, _, _ = read_content(path)
     if content.get("format") == MODEL_FORMAT:
         shape = read_header(path).architecture
-        return "model", _There(shape.encoder, shape.levels, shape.in_channels, shape.kind)
+        return "model", _There(
+            shape.encoder, shape.levels, shape.in_channels, shape.kind, shape.guides
+        )
     header = read_encoder_header(path)
     return "encoder", _There(header.encoder, header.levels, header.in_channels)
 
 
 def _differences(wanted: Architecture, there: _There) -> list[str]:
     """Return the settings that would make the network fit, such as ``encoder=resnet34``."""
-    names = ("encoder", "levels", "in_channels")
+    names = ("encoder", "levels", "in_channels", "guides")
     return [
-        f"{name}={getattr(there, name)}"
+        f"{name}={list(own) if isinstance(own, tuple) else own}"
         for name in names
-        if getattr(there, name) != getattr(wanted, name)
+        if (own := getattr(there, name)) != getattr(wanted, name)
     ]
 
 

@@ -161,6 +161,7 @@ def architecture_of(settings: TrainSettings) -> Architecture:
         decoder=settings.decoder,
         decoder_channels=settings.decoder_channels,
         in_channels=settings.in_channels,
+        guides=settings.guides,
         embedding_dim=settings.embedding_dim,
         classes_head=settings.classes_head,
         classes_from="embedding" if settings.recipe == "binary" else "features",

@@ -49,10 +49,12 @@ def test_it_trains(discs: Path, tmp_path: Path) -> None:
         steps=3,
         device="cpu",
         precision="fp32",
+        guides=("contrast", "edges", "contours"),
     )
     result = train(open_split([str(discs)]), tmp_path / "run", small)
     header = read_header(result.best)
     assert (header.kind, header.cluster) == ("contrastive", {})
+    assert header.architecture.guides == small.guides
     assert header.channels == tuple(f"unit_{number}" for number in range(8))
 
 
