@@ -9,12 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellseg_cli.config import (
-    ClusterSettings,
-    EmbedSettings,
-    TrainSettings,
+from cellseg_cli.config import ClusterSettings, EmbedSettings, TrainSettings, parse_part
+from cellseg_cli.config_file import (
     cluster_settings_by_type,
-    parse_part,
     read_provenance,
     settings_from,
     toml_text,

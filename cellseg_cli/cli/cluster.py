@@ -21,12 +21,8 @@ from cellseg_cli.cli.common import (
 from cellseg_cli.cli.screen import screen
 from cellseg_cli.cli.stages import report
 from cellseg_cli.cli.tables import show_table
-from cellseg_cli.config import (
-    ClusterSettings,
-    RunSettings,
-    cluster_settings_by_type,
-    settings_from,
-)
+from cellseg_cli.config import ClusterSettings, RunSettings
+from cellseg_cli.config_file import cluster_settings_by_type, settings_from
 from cellseg_cli.errors import ConfigError
 
 if TYPE_CHECKING:

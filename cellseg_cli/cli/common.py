@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cellseg_cli.config import RunSettings, settings_from
+from cellseg_cli.config import RunSettings
+from cellseg_cli.config_file import settings_from
 
 ConfigFile = Annotated[
     Path | None,

@@ -21,7 +21,8 @@ from cellseg_cli.cli.common import (
 )
 from cellseg_cli.cli.screen import screen
 from cellseg_cli.cli.stages import report
-from cellseg_cli.config import EmbedSettings, RunSettings, settings_from
+from cellseg_cli.config import EmbedSettings, RunSettings
+from cellseg_cli.config_file import settings_from
 from cellseg_cli.errors import ConfigError
 
 Images = Annotated[

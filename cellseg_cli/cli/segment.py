@@ -25,14 +25,8 @@ from cellseg_cli.cli.common import (
 )
 from cellseg_cli.cli.screen import screen
 from cellseg_cli.cli.stages import report
-from cellseg_cli.config import (
-    ClusterSettings,
-    EmbedSettings,
-    RunSettings,
-    cluster_settings_by_type,
-    field_names,
-    settings_from,
-)
+from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings, field_names
+from cellseg_cli.config_file import cluster_settings_by_type, settings_from
 from cellseg_cli.errors import ConfigError
 
 

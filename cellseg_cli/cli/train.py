@@ -19,7 +19,8 @@ from cellseg_cli.cli.common import (
     echo_json,
 )
 from cellseg_cli.cli.embed import Channel, Pattern, T, Z, channels
-from cellseg_cli.config import TrainSettings, settings_from
+from cellseg_cli.config import TrainSettings
+from cellseg_cli.config_file import settings_from
 from cellseg_cli.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:

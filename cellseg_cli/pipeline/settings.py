@@ -14,14 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from cellseg_cli.clustering import Clustering, default_method, resolve
-from cellseg_cli.config import (
-    BY_TYPE,
-    ClusterSettings,
-    cluster_settings_by_type,
-    field_names,
-    read_provenance,
-    settings_from,
-)
+from cellseg_cli.config import BY_TYPE, ClusterSettings, field_names
+from cellseg_cli.config_file import cluster_settings_by_type, read_provenance, settings_from
 from cellseg_cli.errors import ConfigError, StoreError
 from cellseg_cli.evaluation.grouping import groups_of_fields
 from cellseg_cli.store import Store

@@ -19,13 +19,8 @@ from typing import Any
 
 from cellseg_cli import durable
 from cellseg_cli.clustering import Clustering
-from cellseg_cli.config import (
-    BY_TYPE,
-    ClusterSettings,
-    RunSettings,
-    read_provenance,
-    toml_text,
-)
+from cellseg_cli.config import BY_TYPE, ClusterSettings, RunSettings
+from cellseg_cli.config_file import read_provenance, toml_text
 from cellseg_cli.engine.tasks import (
     FieldWork,
     Outcome,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cellseg_cli.config import ClusterSettings, toml_text
+from cellseg_cli.config import ClusterSettings
+from cellseg_cli.config_file import toml_text
 from cellseg_cli.errors import CellsegError, ConfigError, InputError, StoreError
 from cellseg_cli.pipeline.settings import CellTypes, FieldSettings, settings_of_fields
 from cellseg_cli.store import Store

@@ -12,7 +12,8 @@ import tifffile
 import torch
 
 from cellseg_cli.cli.app import run
-from cellseg_cli.config import ClusterSettings, TrainSettings, settings_from
+from cellseg_cli.config import ClusterSettings, TrainSettings
+from cellseg_cli.config_file import settings_from
 from cellseg_cli.errors import ConfigError
 from cellseg_cli.networks.architecture import Embedder, Output
 from cellseg_cli.networks.checkpoint import read_header
