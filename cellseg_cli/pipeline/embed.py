@@ -70,6 +70,8 @@ def embed(
     request = requested(source, settings, "embeddings")
     fields = found_fields(source, settings, request.planes, "embed", emit)
     store = Store.open(out) if Store.is_at(out) else None
+    if store is None and request.restriction:
+        emit(Noted("embed", request.restriction))
     known = known_rows(store, request)
     rows = survey(fields, request.planes, known, threads=thread_count(run.threads))
     if store and not run.overwrite:

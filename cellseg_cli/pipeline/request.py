@@ -40,6 +40,9 @@ LIGHT_PX = 2 << 20
 #: there was such a setting are the same still.
 UNLESS_SET: Mapping[str, Any] = {"scale": 1.0, "tta": "none"}
 
+#: Marks of licences that forbid commercial use: those of Creative Commons, and in words.
+NON_COMMERCIAL = ("-NC", "NON-COMMERCIAL", "NONCOMMERCIAL")
+
 #: What a store keeps of a field.
 Keeps = Literal["embeddings", "labels"]
 
@@ -76,6 +79,17 @@ class Request:
     def fingerprint(self) -> str:
         """Of the model file."""
         return str(self.identity["model"])
+
+    @property
+    def restriction(self) -> str | None:
+        """What whoever uses the model has to know of its licence; None where that is nothing."""
+        licence = self.header.licence
+        if not any(mark in licence.upper() for mark in NON_COMMERCIAL):
+            return None
+        return (
+            f"the model {self.header.name} is for non-commercial use only (licence {licence}); "
+            f"it learned from: {self.header.data}"
+        )
 
     @property
     def stage(self) -> Stage:

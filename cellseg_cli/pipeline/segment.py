@@ -128,6 +128,8 @@ def segment(
     request = requested(source, settings.embed, "labels")
     fields = found_fields(source, settings.embed, request.planes, "segment", emit)
     store = Store.open(output.state) if Store.is_at(output.state) else None
+    if store is None and request.restriction:
+        emit(Noted("segment", request.restriction))
     known = known_rows(store, request)
     rows = survey(fields, request.planes, known, threads=thread_count(run.threads))
     if store and not run.overwrite:
