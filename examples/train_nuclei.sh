@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Train the bundled model `nuclei` again. (The bundled weights were learned by AdamW,
-# before Muon became the default: --set optimizer=adamw.)
+# Train the bundled model `nuclei` again.
 #
 #   examples/train_nuclei.sh DATA OUT
 #
