@@ -375,7 +375,9 @@ def _written(store: Store, tuning: Tuning, tuned: Tuned) -> tuple[Path, ...]:
     if save.suffix == ".safetensors":
         from cellseg_cli.networks.checkpoint import write_tuned
 
-        write_tuned(save, tuned.table, tuned.overall.mean_ap)
+        # Thresholds hold for the scale at which the store was made.
+        scale = float(store.attributes["embed"].get("scale", 1.0))
+        write_tuned(save, tuned.table, tuned.overall.mean_ap, scale)
     else:
         with durable.temporary_path(save.parent) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -370,14 +370,15 @@ def test_a_toml_file_takes_the_settings_to_another_store(
     assert told(*tuned)[0] == 0
 
 
-def test_the_model_takes_the_settings(
-    plate: Path, model: Path, tmp_path: Path, told: Message
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_the_model_takes_the_settings_and_the_scale(
+    plate: Path, model: Path, tmp_path: Path, told: Message, scale: float
 ) -> None:
     """Label images of settings that the search tries are the truth: they are found again."""
     out, mine = tmp_path / "emb.zarr", tmp_path / "mine.safetensors"
     shutil.copy(model, mine)
     embed = ("embed", plate, "--out", out, "--model", mine, "--device", "cpu", "-q")
-    assert told(*embed)[0] == 0
+    assert told(*embed, "--scale", scale)[0] == 0
     assert told("cluster", out, "--foreground", "0.15", "-q")[0] == 0
     told("export", out, "--format", "label-tiff", "--out", tmp_path / "labels", "-q")
     held = ("--set", "seed_level=0.1", "--min-area", "4")
@@ -390,6 +391,7 @@ def test_the_model_takes_the_settings(
     header = read_header(mine)
     assert header.cluster == found
     assert (found["seed_level"], found["min_area_px"]) == (0.1, 4)
+    assert header.scale == scale
     assert header.training["tuned_mean_ap"] == result["overall"]["mean_ap"] == 1.0
     # the store is of this model still, and a new one has its settings
     code, again, _ = told(*embed, "--json")
@@ -397,6 +399,7 @@ def test_the_model_takes_the_settings(
     fresh = tmp_path / "fresh.zarr"
     told("embed", plate, "--out", fresh, "--model", mine, "--device", "cpu", "-q")
     assert Store.open(fresh).attributes["cluster"] == found
+    assert Store.open(fresh).attributes["embed"].get("scale", 1.0) == scale
 
 
 # --------------------------------------------------------------- what goes wrong
