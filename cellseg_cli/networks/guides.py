@@ -38,8 +38,8 @@ SMOOTHED = {"edges": 2, "contours": 4}
 #: Makes the values of a clear edge about 1.
 GAIN = {"edges": 4.0, "contours": 8.0}
 
-#: How far a pixel is seen from, px.
-REACH_PX = max(WINDOW_PX // 2, *(times + 1 for times in SMOOTHED.values()))
+#: How far a pixel is seen from, px: ``contrast`` takes two means, one of the other's differences.
+REACH_PX = max(2 * (WINDOW_PX // 2), *(times + 1 for times in SMOOTHED.values()))
 
 
 def channels(in_channels: int, guides: Sequence[Guide]) -> int:
