@@ -38,6 +38,19 @@ def scale_fault(scale: float) -> str | None:
     return f"scale={scale:g} is not a multiple of {STEP:g} in {LOWEST:g}..{HIGHEST:g}"
 
 
+def fits(stride: int, scale: float) -> bool:
+    """Whether a network of this stride can work at this scale.
+
+    >>> fits(16, 1.5), fits(64, 1.5), fits(64, 1.0)
+    (True, False, True)
+    """
+    try:
+        period_px(stride, scale)
+    except ConfigError:
+        return False
+    return True
+
+
 def period_px(stride: int, scale: float) -> int:
     """Pixels of a field after which the grid of the network and that of the field meet again.
 

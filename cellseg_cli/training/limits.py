@@ -8,7 +8,7 @@ from math import inf
 from cellseg_cli.config import PretrainSettings, TrainSettings
 from cellseg_cli.errors import ConfigError
 from cellseg_cli.networks.architecture import MAX_LEVELS
-from cellseg_cli.networks.scaled import period_px
+from cellseg_cli.networks.scaled import fits, scale_fault
 from cellseg_cli.sizes import parse_size
 
 #: Lowest and highest value of each number that the rest of the code relies on.
@@ -106,12 +106,10 @@ def _scale_faults(settings: TrainSettings) -> list[str]:
     """Return what is wrong with the working scales to choose from."""
     if not settings.scales:
         return ["scales is empty"]
-    faults = []
-    for scale in settings.scales:
-        try:
-            period_px(2 ** min(max(settings.levels, 1), MAX_LEVELS), scale)
-        except ConfigError as error:
-            faults.append(str(error))
+    faults = [fault for scale in settings.scales if (fault := scale_fault(scale))]
+    stride = 2 ** min(max(settings.levels, 1), MAX_LEVELS)
+    if not faults and not any(fits(stride, scale) for scale in settings.scales):
+        faults = [f"none of scales={list(settings.scales)} fits levels={settings.levels}; add 1"]
     return faults
 
 

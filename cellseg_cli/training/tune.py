@@ -24,6 +24,7 @@ from cellseg_cli.evaluation.choice import (
 )
 from cellseg_cli.networks.checkpoint import load_model, read_header, write_tuned
 from cellseg_cli.networks.predict import Predictor
+from cellseg_cli.networks.scaled import fits
 from cellseg_cli.networks.views import View
 from cellseg_cli.training.data import ALL_TYPES, Examples, read_field
 
@@ -36,9 +37,9 @@ LEAST_GAIN = 0.005
 def tune(path: Path, examples: Examples, device: str) -> dict[str, Any]:
     """Write the best working scale and clustering settings into the header of the model at `path`.
 
-    Of the scales of ``TrainSettings.scales`` a larger one is taken only where it gains
-    :data:`LEAST_GAIN` for all fields together.  Without held-out fields, or where no field can
-    be scored, the file stays as it is.
+    Of the scales of ``TrainSettings.scales`` that fit the network a larger one is taken only
+    where it gains :data:`LEAST_GAIN` for all fields together.  Without held-out fields, or where
+    no field can be scored, the file stays as it is.
 
     Returns
     -------
@@ -46,7 +47,10 @@ def tune(path: Path, examples: Examples, device: str) -> dict[str, Any]:
         ``scale``, the settings for all fields and their ``mean_ap``, and ``mean_ap/NAME`` of the
         settings for each cell type; empty where nothing was chosen.
     """
-    found = {scale: _chosen(path, examples, device, scale) for scale in examples.settings.scales}
+    header = read_header(path)
+    stride = header.architecture.stride
+    scales = [scale for scale in examples.settings.scales if fits(stride, scale)]
+    found = {scale: _chosen(path, examples, device, scale) for scale in scales}
     found = {scale: best for scale, best in sorted(found.items()) if _ALL in best}
     if not found:
         return {}
@@ -55,9 +59,10 @@ def tune(path: Path, examples: Examples, device: str) -> dict[str, Any]:
         if best[_ALL].mean_ap >= found[scale][_ALL].mean_ap + LEAST_GAIN:
             scale = other
     overall = found[scale].pop(_ALL)
-    kind = read_header(path).kind
-    chosen = settings_table(overall.settings, kind)
-    by_type = {name: settings_table(one.settings, kind) for name, one in found[scale].items()}
+    chosen = settings_table(overall.settings, header.kind)
+    by_type = {
+        name: settings_table(one.settings, header.kind) for name, one in found[scale].items()
+    }
     table = {**chosen, BY_TYPE: by_type} if by_type else chosen
     write_tuned(path, table, overall.mean_ap, scale)
     scores = {f"mean_ap/{name}": one.mean_ap for name, one in found[scale].items()}

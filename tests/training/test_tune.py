@@ -105,6 +105,8 @@ def test_a_larger_working_scale_is_taken_only_for_its_gain(
     alone = {scale: tuned(scale) for scale in (1.0, 1.5)}
     assert alone[1.0] != alone[1.5]
     assert tuned(1.5, 1.0) == tuned(1.0, 1.5) == alone[1.5 if larger else 1.0]
+    monkeypatch.setattr(tuning, "fits", lambda stride, scale: scale == 1.0)
+    assert tuned(1.0, 1.5) == alone[1.0]
 
 
 def test_without_held_out_fields_the_file_stays(discs: Path, tmp_path: Path) -> None:
