@@ -101,6 +101,15 @@ def _end(died: re.Match[str]) -> str:
     return died[2]
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of tornado's is more than the echo of an interruption.
+
+    Who interrupts :func:`distributed.utils.sync` before its coroutine has begun makes it cancel
+    a future that is not there yet (distributed 2026.8).  The interruption itself is not lost.
+    """
+    return "<function sync.<locals>.cancel" not in record.getMessage()
+
+
 @contextlib.contextmanager
 def listening(*, processes_here: bool) -> Iterator[ClusterLog]:
     """Collect what :mod:`distributed` logs in place of its own output."""
@@ -111,8 +120,11 @@ def listening(*, processes_here: bool) -> Iterator[ClusterLog]:
     log = ClusterLog(processes_here=processes_here)
     logger.handlers[:], logger.propagate = [log], False
     logger.setLevel(logging.INFO)
+    callbacks = logging.getLogger("tornado.application")
+    callbacks.addFilter(_is_news)
     try:
         yield log
     finally:
+        callbacks.removeFilter(_is_news)
         logger.handlers[:], logger.propagate = before[:2]
         logger.setLevel(before[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import logging
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ import pytest
 from cellseg_cli.config import RunSettings
 from cellseg_cli.engine import clusters
 from cellseg_cli.engine.addresses import LIMIT_BYTES, scheduler_address
-from cellseg_cli.engine.cluster_log import ClusterLog
+from cellseg_cli.engine.cluster_log import ClusterLog, listening
 from cellseg_cli.engine.clusters import Connection, Patience, cancelled, connected
 from cellseg_cli.engine.memory import Granted
 from cellseg_cli.errors import CellsegError, ClusterError, ConfigError, ExitCode
@@ -473,3 +475,28 @@ def test_a_batch_system_that_is_not_here_is_told(
         "--cluster slurm: there is no sbatch here; start cellseg where jobs are submitted, "
         "or see --scheduler"
     )
+
+
+def test_an_interruption_before_dask_has_begun_to_wait_is_not_told_as_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Ctrl-C while the loop is busy: dask cancels a future that it has not made yet."""
+    from distributed.utils import LoopRunner, sync
+
+    def interrupted() -> None:
+        runner = LoopRunner(asynchronous=False)
+        runner.start()
+        try:
+            runner.loop.add_callback(time.sleep, 0.6)
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            with pytest.raises(KeyboardInterrupt):
+                sync(runner.loop, asyncio.sleep, 0.1)
+            sync(runner.loop, asyncio.sleep, 0.1)  # what was to be called back has been
+        finally:
+            runner.stop()
+
+    with listening(processes_here=True):
+        interrupted()
+        logging.getLogger("tornado.application").error("another callback failed")
+    told = [one.getMessage() for one in caplog.records if one.name == "tornado.application"]
+    assert told == ["another callback failed"]
