@@ -12,7 +12,11 @@ set -euo pipefail
 data=${1:?usage: train_nuclei.sh DATA OUT}
 out=${2:?usage: train_nuclei.sh DATA OUT}
 
-cellseg train "$data/train" --val "$data/val" --index "$data/index.csv" --out "$out" \
-  --steps 8500 --set balance=0.7 --set validate_every=1000 \
+# From scratch, then once more from there at a lower rate.
+cellseg train "$data/train" --val "$data/val" --index "$data/index.csv" --out "$out/first" \
+  --steps 8500 --set balance=0.7 --set validate_every=1000
+cellseg train "$data/train" --val "$data/val" --index "$data/index.csv" --out "$out/second" \
+  --init "$out/first" --steps 7500 --set learning_rate=1e-3 --set exact_share=0.5 \
+  --set balance=0.7 --set validate_every=2500 \
   --name nuclei --licence CC0-1.0 \
   --data-note "Data Science Bowl 2018 stage 1 (BBBC038), 532 training images, CC0"

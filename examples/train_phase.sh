@@ -15,8 +15,13 @@ livecell=${2:?usage: train_phase.sh SARTORIUS LIVECELL INDEX OUT}
 index=${3:?usage: train_phase.sh SARTORIUS LIVECELL INDEX OUT}
 out=${4:?usage: train_phase.sh SARTORIUS LIVECELL INDEX OUT}
 
+# From scratch, then once more from there at a lower rate.
 cellseg train "$sartorius/train=$sartorius/train.csv" "$livecell/images=$livecell/labels" \
-  --weight 9 --weight 1 --index "$index" --out "$out" --steps 8000 \
-  --set in_channels=1 --set balance=0.3 --set exact_share=0.5 --set validate_every=2000 \
+  --weight 9 --weight 1 --index "$index" --out "$out/first" --steps 8000 \
+  --set in_channels=1 --set balance=0.3 --set exact_share=0.5 --set validate_every=2000
+cellseg train "$sartorius/train=$sartorius/train.csv" "$livecell/images=$livecell/labels" \
+  --weight 9 --weight 1 --index "$index" --out "$out/second" --init "$out/first" --steps 9000 \
+  --set learning_rate=1e-3 \
+  --set in_channels=1 --set balance=0.3 --set exact_share=0.5 --set validate_every=3000 \
   --name phase --licence CC-BY-NC-4.0 \
   --data-note "Kaggle Sartorius (350 training images, competition data, non-commercial) and LIVECell (11 images, CC BY-NC 4.0)"
