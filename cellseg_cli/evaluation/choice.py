@@ -29,7 +29,7 @@ from cellseg_cli.clustering import Clustering, resolve
 from cellseg_cli.clustering.trials import labels_of_trials
 from cellseg_cli.errors import ConfigError
 from cellseg_cli.evaluation.matching import Overlaps
-from cellseg_cli.evaluation.scores import measures, score_field, score_overlaps
+from cellseg_cli.evaluation.scores import FieldScore, measures, score_field, score_overlaps
 from cellseg_cli.instances import Instances, areas, instances_of_labels, labels_of
 
 _FOREGROUND = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
@@ -112,6 +112,13 @@ class Search:
         """The trials of the first pass: all combinations of values at its distance."""
         first = self.strides[0]
         return self._combined(tuple(v[first // 4 :: first] for v in self.values.values()))
+
+    def few(self) -> list[Clustering]:
+        """The settings in use, and those with every fourth value of the first two settings."""
+        values = [v if n < 2 else () for n, v in enumerate(self.values.values())]
+        held = (getattr(self.start, name) for name in self.values)
+        few = self._combined([v[1::4] or (h,) for v, h in zip(values, held, strict=True)])
+        return list(dict.fromkeys((self.start, *few)))
 
     def around(self, best: Clustering, stride: int) -> list[Clustering]:
         """The trials at a distance from the best ones so far, and all combinations with them."""
@@ -309,6 +316,22 @@ def mean_ap_of_trials(
 ) -> list[float]:
     """The mean AP of one field under each trial, in their order; NaN where it is not defined.
 
+    Takes and raises what :func:`scores_of_trials` does.
+    """
+    scored = scores_of_trials(embedding, kind=kind, trials=trials, truth=truth, classes=classes)
+    return [measures(one).mean_ap for one in scored]
+
+
+def scores_of_trials(
+    embedding: NDArray[np.floating],
+    *,
+    kind: str,
+    trials: Sequence[Clustering],
+    truth: Instances,
+    classes: NDArray[np.uint8] | None = None,
+) -> list[FieldScore]:
+    """The score of one field under each trial, in their order, without kinds of error.
+
     Parameters
     ----------
     embedding, kind, classes
@@ -325,14 +348,13 @@ def mean_ap_of_trials(
     """
     assert truth.shape == embedding.shape[1:]
     flat = _Flat.of(truth)
-    found = [math.nan] * len(trials)
+    found: dict[int, FieldScore] = {}
     for index, labels in labels_of_trials(embedding, kind=kind, trials=trials, classes=classes):
         if flat is None:
-            scored = score_field(instances_of_labels(labels), truth)
+            found[index] = score_field(instances_of_labels(labels), truth)
         else:
-            scored = score_overlaps(flat.overlaps(labels))
-        found[index] = measures(scored).mean_ap
-    return found
+            found[index] = score_overlaps(flat.overlaps(labels))
+    return [found[index] for index in range(len(trials))]
 
 
 @dataclass(frozen=True, eq=False)

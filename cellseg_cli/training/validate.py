@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from cellseg_cli.clustering import Clustering, cluster
+from cellseg_cli.clustering import Clustering, resolve
 from cellseg_cli.errors import InputError
-from cellseg_cli.evaluation.scores import FieldScore, score_field, summarise, summarise_groups
-from cellseg_cli.instances import instances_of_labels
+from cellseg_cli.evaluation.choice import scores_of_trials, searches_for
+from cellseg_cli.evaluation.scores import FieldScore, summarise, summarise_groups
 from cellseg_cli.networks.architecture import Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader
 from cellseg_cli.networks.predict import Predictor
@@ -24,32 +24,52 @@ def validate(
 ) -> dict[str, float]:
     """Return mean AP, AP at 0.5 and 0.75 over the fields, and mean AP per cell type.
 
-    Clustering runs with the defaults of the recipe's method.  Without held-out
-    fields the result is empty.
+    They are those under the best of a few settings of the recipe's method, the same for all
+    fields: a network in training shifts its levels, and under fixed ones a worse checkpoint may
+    come out ahead of a better one.  Without held-out fields the result is empty.
     """
     if not examples.sources:
         return {}
     predictor = Predictor(averaged_copy(model), header, device=device)
-    scores: dict[str, FieldScore] = {}
-    group_of: dict[str, str] = {}
-    for number, source in enumerate(examples.sources):
-        key = str(number)
-        scores[key] = _score(predictor, source, examples)
-        group_of[key] = source.group.split(":", 1)[1]
+    trials = _trials(header)
+    scored = [_scores(predictor, source, examples, trials) for source in examples.sources]
+    of_trials = [
+        {str(n): score for n, score in enumerate(one)} for one in zip(*scored, strict=True)
+    ]
+    means = [_defined(summarise(one.values()).mean.mean_ap) for one in of_trials]
+    scores = of_trials[int(np.argmax(means))]
     mean = summarise(scores.values()).mean
     result = {"mean_ap": mean.mean_ap, "ap50": mean.at("ap", 0.5), "ap75": mean.at("ap", 0.75)}
-    for group, part in summarise_groups(scores, group_of).items():
+    types = (source.group.split(":", 1)[1] for source in examples.sources)
+    for group, part in summarise_groups(scores, dict(zip(scores, types, strict=True))).items():
         result[f"mean_ap/{group}"] = part.mean.mean_ap
-    return {name: 0.0 if math.isnan(value) else value for name, value in result.items()}
+    return {name: _defined(value) for name, value in result.items()}
 
 
-def _score(predictor: Predictor, source: Source, examples: Examples) -> FieldScore:
+def _trials(header: ModelHeader) -> list[Clustering]:
+    """A few settings of the method of the model's recipe, its defaults first."""
+    with_classes = header.architecture.classes_head
+    method = Clustering(header.cluster.get("method", "auto"))
+    start = resolve(method, header.kind, with_classes=with_classes)
+    return searches_for(start, header.kind, with_classes=with_classes)[0].few()
+
+
+def _scores(
+    predictor: Predictor, source: Source, examples: Examples, trials: Sequence[Clustering]
+) -> list[FieldScore]:
     image, truth = read_field(source, examples.settings)
     embedding = predictor.embed(image)
-    header = predictor.header
-    method = Clustering(header.cluster.get("method", "auto"))  # that of the model's recipe
-    labels = cluster(embedding.values, kind=header.kind, settings=method, classes=embedding.classes)
-    return score_field(instances_of_labels(labels), truth)
+    return scores_of_trials(
+        embedding.values,
+        kind=predictor.header.kind,
+        trials=trials,
+        truth=truth,
+        classes=embedding.classes,
+    )
+
+
+def _defined(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
 
 
 def statistics(examples: Examples) -> dict[str, Any]:

@@ -262,3 +262,12 @@ def test_a_covered_instance_counts() -> None:
     hidden = np.array([[10, 5]], np.int64)
     truth = Instances((1, 30), (np.array([[10, 3]]), np.array([[13, 2]]), hidden))
     assert choice._Flat.of(truth) is None
+
+
+def test_few_settings_are_those_in_use_and_a_coarse_lattice_of_two() -> None:
+    few = Search(START, choice.VALUES["seeds", "spatial"], (4, 2, 1)).few()
+    assert few[0] == START
+    assert len(few) == len(set(few)) <= 10
+    assert {one.seed_level for one in few[1:]} == {0.4, 0.65, 0.85}
+    assert {one.foreground for one in few[1:]} == {0.15, 0.35, 0.55}
+    assert {one.min_area_px for one in few} == {START.min_area_px}
