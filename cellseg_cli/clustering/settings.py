@@ -76,7 +76,7 @@ def default_method(kind: str) -> str:
 #: The full defaults of each method for each kind of embedding that it can cluster.  A tuned model
 #: carries its own in its header; these are for models that carry none.
 _DEFAULTS: dict[tuple[str, str], Clustering] = {
-    ("seeds", "spatial"): Clustering("seeds", 0.0, 0.3, 0.5, 16, "full", "none"),
+    ("seeds", "spatial"): Clustering("seeds", 0.0, 0.3, 0.65, 16, "full", "none"),
     ("grid", "spatial"): Clustering("grid", 2.0, 0.3, 0.5, 16, "full", "none"),
     ("grid", "contrastive"): Clustering("grid", 0.45, 0.3, 0.5, 16, "full", "grow"),
     ("linkage", "contrastive"): Clustering("linkage", 0.45, 0.5, 0.5, 16, "160x128", "grow"),
