@@ -156,9 +156,9 @@ def train(
     }
     default = {"diameter": "mean", "cellprob": 0.0, "flow": 0.4}
     search = {
-        "diameter": ["mean", "image"],
         "cellprob": [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0],
         "flow": [0.4, 0.6, 0.8, 1.2, 0.0],  # 0: not asked for
+        "diameter": ["mean", "image"],  # last: the network runs anew for it
     }
     return Cellpose(model, default, search), record
 
