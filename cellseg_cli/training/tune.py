@@ -2,8 +2,8 @@
 
 The settings that score best (:mod:`cellseg_cli.evaluation.choice`), for all fields and for those
 of each cell type, go into the model's header, where `cluster` finds them, and so does the working
-scale, where `embed` finds it.  Fields are embedded anew for each of the few passes at each scale,
-which costs less than keeping the embeddings of a large set.
+scale, where `embed` finds it.  Of a large set the fields for which :data:`KEPT_BYTES` have no room
+are embedded anew in each of the few passes at each scale.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from cellseg_cli.evaluation.choice import (
     searches_for,
     settings_table,
 )
+from cellseg_cli.instances import Instances
 from cellseg_cli.networks.checkpoint import load_model, read_header, write_tuned
-from cellseg_cli.networks.predict import Predictor
+from cellseg_cli.networks.predict import Embedding, Predictor
 from cellseg_cli.networks.scaled import fits
 from cellseg_cli.networks.views import View
 from cellseg_cli.training.data import ALL_TYPES, Examples, read_field
 
 _ALL = ""  # the group of all fields; no cell type has an empty name
+
+#: How much of the embeddings stays in memory from one pass to the next.
+KEPT_BYTES = 2**30
 
 #: What a larger scale must gain in mean AP over a smaller one: scale s takes s² times as long.
 LEAST_GAIN = 0.005
@@ -77,26 +81,43 @@ def _chosen(path: Path, examples: Examples, device: str, scale: float) -> dict[s
     method = header.cluster.get("method", "auto")  # that of the model's recipe
     start = resolve(Clustering(method), header.kind, with_classes=with_classes)
 
+    fields = _Embedded(predictor, examples)
+
     def score(trials: Trials) -> Mapping[str, Sequence[float]]:
-        return {one: _mean_aps(predictor, examples, int(one), trials[one]) for one in trials}
+        return {one: fields.mean_aps(int(one), trials[one]) for one in trials}
 
     searches = searches_for(start, header.kind, with_classes=with_classes)
     return choose(searches, _groups(examples), score)
 
 
-def _mean_aps(
-    predictor: Predictor, examples: Examples, number: int, trials: Sequence[Clustering]
-) -> list[float]:
-    """The mean AP of one held-out field under each trial."""
-    image, truth = read_field(examples.sources[number], examples.settings)
-    embedding = predictor.embed(image)
-    return mean_ap_of_trials(
-        embedding.values,
-        kind=predictor.header.kind,
-        trials=trials,
-        truth=truth,
-        classes=embedding.classes,
-    )
+class _Embedded:
+    """Fields with their embeddings: the first ones are kept, the others made again each time."""
+
+    def __init__(self, predictor: Predictor, examples: Examples) -> None:
+        self.predictor, self.examples = predictor, examples
+        self.kept: dict[int, tuple[Embedding, Instances]] = {}
+        self.room = KEPT_BYTES
+
+    def mean_aps(self, number: int, trials: Sequence[Clustering]) -> list[float]:
+        """The mean AP of one field under each trial."""
+        embedding, truth = self.kept.get(number) or self._embedded(number)
+        return mean_ap_of_trials(
+            embedding.values,
+            kind=self.predictor.header.kind,
+            trials=trials,
+            truth=truth,
+            classes=embedding.classes,
+        )
+
+    def _embedded(self, number: int) -> tuple[Embedding, Instances]:
+        image, truth = read_field(self.examples.sources[number], self.examples.settings)
+        embedding = self.predictor.embed(image)
+        classes = 0 if embedding.classes is None else embedding.classes.nbytes
+        size = embedding.values.nbytes + classes
+        if size <= self.room:
+            self.room -= size
+            self.kept[number] = (embedding, truth)
+        return embedding, truth
 
 
 def _groups(examples: Examples) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from cellseg_cli.evaluation.scores import measures, score_field
 from cellseg_cli.instances import instances_of_labels
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, fingerprint, load_model, save_model
-from cellseg_cli.networks.predict import Predictor
+from cellseg_cli.networks.predict import Embedding, Predictor
 from cellseg_cli.training import tune as tuning
 from cellseg_cli.training.data import Examples, open_split, read_field
 from cellseg_cli.training.tune import tune
@@ -107,6 +108,29 @@ def test_a_larger_working_scale_is_taken_only_for_its_gain(
     assert tuned(1.5, 1.0) == tuned(1.0, 1.5) == alone[1.5 if larger else 1.0]
     monkeypatch.setattr(tuning, "fits", lambda stride, scale: scale == 1.0)
     assert tuned(1.0, 1.5) == alone[1.0]
+
+
+@pytest.mark.parametrize(("kept", "made_again"), [(0, 4), (3 * 64 * 64 * 11, 1), (2**30, 0)])
+def test_what_stays_in_memory_changes_nothing(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, made_again: int
+) -> None:
+    """A field of 64×64 px has 4 components of 2 bytes and 3 classes of one."""
+    monkeypatch.setitem(choice.VALUES, ("seeds", "spatial"), FEW)
+    path = saved(tmp_path / "tiny.safetensors")
+    examples = Examples(open_split([str(discs)]).train, SETTINGS)
+    expected = tune(path, examples, "cpu")
+    embedded: list[int] = []
+    embed = Predictor.embed
+
+    def counted(self: Predictor, image: np.ndarray) -> Embedding:
+        embedded.append(image.size)
+        return embed(self, image)
+
+    monkeypatch.setattr(Predictor, "embed", counted)
+    monkeypatch.setattr(tuning, "KEPT_BYTES", kept)
+    assert tune(path, examples, "cpu") == expected
+    further = len(embedded) - 4  # after the first pass
+    assert further % made_again == 0 < further if made_again else further == 0
 
 
 def test_without_held_out_fields_the_file_stays(discs: Path, tmp_path: Path) -> None:
