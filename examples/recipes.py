@@ -35,6 +35,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "spatial, two crops a step": ("--batch-size", "2"),
     "spatial, decoder refinenet": ("--set", "decoder=refinenet"),
     "spatial, decoder upscale": ("--set", "decoder=upscale"),
+    "spatial, guides": ("--set", 'guides=["contrast", "edges", "contours"]'),
     "contrastive, window": ("--recipe", "contrastive"),
     "contrastive, uniform": (
         *("--recipe", "contrastive", "--set", "sampler=uniform", "--set", "sampled_pixels=2500"),
