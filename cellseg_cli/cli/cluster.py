@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -26,7 +26,7 @@ from cellseg_cli.config_file import cluster_settings_by_type, settings_from
 from cellseg_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cellseg_cli.evaluation.choice import Choice
+    from cellseg_cli.evaluation.choice import Aim, Choice
     from cellseg_cli.pipeline.tune import Tuned
 
 Tune = Annotated[
@@ -35,6 +35,15 @@ Tune = Annotated[
         "--tune",
         metavar="TRUTH",
         help="First find the settings that score best against TRUTH (as evaluate takes it).",
+    ),
+]
+TuneBy = Annotated[
+    str | None,
+    typer.Option(
+        "--tune-by",
+        metavar="mean_ap|ap50|ap75",
+        help="With --tune: what is to be highest; ap50 finds most cells, mean_ap (the default) "
+        "weighs their outlines too.",
     ),
 ]
 Save = Annotated[
@@ -105,6 +114,10 @@ Device = Annotated[
 ]
 
 
+#: How the table of settings heads what they were chosen by.
+_AIM_TOLD = {"mean_ap": "mean AP", "ap50": "AP@0.5", "ap75": "AP@0.75"}
+
+
 @with_run_options
 def cluster(
     store: StorePath,
@@ -115,6 +128,7 @@ def cluster(
     size: Size = None,
     erosion: Erosion = None,
     tune: Tune = None,
+    tune_by: TuneBy = None,
     save: Save = None,
     cell_type: CellType = None,
     types: Types = None,
@@ -137,8 +151,8 @@ def cluster(
 
     --tune finds foreground, seed level, merge distance and least area (those
     that are not given) on the fields that have truth, for all of them and for
-    each cell type, by mean AP, and then clusters every field. With --dry-run
-    it only says what it finds.
+    each cell type, by mean AP or what --tune-by says, and then clusters every
+    field. With --dry-run it only says what it finds.
 
     \b
     Examples:
@@ -164,6 +178,8 @@ def cluster(
     run = replace(run, device=device or run.device)
     if save is not None and tune is None:
         raise ConfigError("--save keeps what --tune finds: give --tune TRUTH as well")
+    if tune_by is not None and tune is None:
+        raise ConfigError("--tune-by says what --tune goes by: give --tune TRUTH as well")
     from cellseg_cli.pipeline.cluster import cluster_store
     from cellseg_cli.pipeline.settings import CellTypes
 
@@ -174,7 +190,8 @@ def cluster(
             from cellseg_cli.pipeline.tune import Tuning
             from cellseg_cli.pipeline.tune import tune as find_settings
 
-            tuned = find_settings(store, Tuning(tune, save), settings, run, emit, chosen)
+            aim = cast("Aim", tune_by or "mean_ap")  # checked by Tuning
+            tuned = find_settings(store, Tuning(tune, save, aim), settings, run, emit, chosen)
             settings, chosen = tuned.wanted(settings, chosen)
             _tell(tuned, as_json=as_json, quiet=quiet)
         summary = cluster_store(store, settings, run, emit, chosen)
@@ -194,16 +211,14 @@ def _tell(tuned: Tuned, *, as_json: bool, quiet: bool) -> None:
 def _rows(tuned: Tuned) -> Iterator[list[str]]:
     """Yield the cells of the table, the header first."""
     names = [name for name in tuned.table if name != "by_type"]
-    yield ["settings for", "fields", "before", "mean AP", *names]
+    yield ["settings for", "fields", "before", _AIM_TOLD[tuned.tuning.aim], *names]
     yield _row("all", tuned.overall, names)
     for cell_type, choice in tuned.by_type.items():
         yield _row(cell_type, choice, names)
 
 
 def _row(name: str, choice: Choice, settings: list[str]) -> list[str]:
-    scores = (
-        "-" if score != score else f"{score:.3f}" for score in (choice.before, choice.mean_ap)
-    )
+    scores = ("-" if score != score else f"{score:.3f}" for score in (choice.before, choice.score))
     return [
         name,
         str(choice.fields),

@@ -1,8 +1,9 @@
 """Choose clustering settings by their scores on fields with truth.
 
-A field is scored under every trial by its mean AP over IoU 0.50:0.05:0.95, a trial by the mean
-over all fields for which that is defined (Kaggle's metric).  The highest is chosen; of equal ones
-the first, and the settings in use come first, so that only what is better takes their place.
+A field is scored under every trial by its mean AP over IoU 0.50:0.05:0.95 (or another of
+:data:`AIMS`), a trial by the mean over all fields for which that is defined (Kaggle's metric).  The
+highest is chosen; of equal ones the first, and the settings in use come first, so that only what is
+better takes their place.
 
 The values of each setting are tried from coarse to fine: every fourth one in all combinations,
 then the neighbours of the best at half the distance, then at a quarter.  With ``seeds`` on the
@@ -20,7 +21,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,13 @@ from cellseg_cli.clustering import Clustering, resolve
 from cellseg_cli.clustering.trials import labels_of_trials
 from cellseg_cli.errors import ConfigError
 from cellseg_cli.evaluation.matching import Overlaps
-from cellseg_cli.evaluation.scores import FieldScore, measures, score_field, score_overlaps
+from cellseg_cli.evaluation.scores import (
+    FieldScore,
+    Measures,
+    measures,
+    score_field,
+    score_overlaps,
+)
 from cellseg_cli.instances import Instances, areas, instances_of_labels, labels_of
 
 _FOREGROUND = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
@@ -84,8 +91,18 @@ _RIVALS = {"spatial": ("seeds", "watershed"), "contrastive": ("grid", "watershed
 _STRIDES = {"linkage": (1,)}
 _USUAL_STRIDES = (4, 2, 1)
 
+Aim: TypeAlias = Literal["mean_ap", "ap50", "ap75"]
+
+#: What settings can be chosen by: outlines and counts together, whether cells are found at all
+#: (IoU 0.5, for counting), or whether their outlines are good (0.75).
+AIMS: dict[Aim, Callable[[Measures], float]] = {
+    "mean_ap": lambda scored: scored.mean_ap,
+    "ap50": lambda scored: scored.at("ap", 0.5),
+    "ap75": lambda scored: scored.at("ap", 0.75),
+}
+
 Trials: TypeAlias = Mapping[str, Sequence[Clustering]]
-#: Takes the trials of each field, by id, and gives the mean AP of each, NaN where it is not
+#: Takes the trials of each field, by id, and gives what each reaches, NaN where it is not
 #: defined; fields that cannot be scored are left out.
 Score: TypeAlias = Callable[[Trials], Mapping[str, Sequence[float]]]
 
@@ -144,14 +161,14 @@ class Choice:
     ----------
     settings
         Resolved.
-    mean_ap, before
+    score, before
         What they reach, and what the settings in use do (NaN if that is not defined).
     fields
         Number of fields that were scored.
     """
 
     settings: Clustering
-    mean_ap: float
+    score: float
     before: float
     fields: int
 
@@ -306,20 +323,21 @@ def settings_table(settings: Clustering, kind: str) -> dict[str, Any]:
     return {k: v for k, v in asdict(settings).items() if k == "method" or k in used}
 
 
-def mean_ap_of_trials(
+def reached_by_trials(
     embedding: NDArray[np.floating],
     *,
     kind: str,
     trials: Sequence[Clustering],
     truth: Instances,
     classes: NDArray[np.uint8] | None = None,
+    aim: Aim = "mean_ap",
 ) -> list[float]:
-    """The mean AP of one field under each trial, in their order; NaN where it is not defined.
+    """What one field reaches under each trial, in their order; NaN where it is not defined.
 
-    Takes and raises what :func:`scores_of_trials` does.
+    Takes and raises what :func:`scores_of_trials` does, and the key of :data:`AIMS`.
     """
     scored = scores_of_trials(embedding, kind=kind, trials=trials, truth=truth, classes=classes)
-    return [measures(one).mean_ap for one in scored]
+    return [AIMS[aim](measures(one)) for one in scored]
 
 
 def scores_of_trials(

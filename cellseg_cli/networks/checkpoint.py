@@ -233,7 +233,10 @@ def fingerprint(path: Path) -> str:
 
 
 def write_tuned(
-    path: Path, cluster: Mapping[str, Any], mean_ap: float, scale: float | None = None
+    path: Path,
+    cluster: Mapping[str, Any],
+    reached: Mapping[str, float],
+    scale: float | None = None,
 ) -> None:
     """Put clustering settings into the header of a model file, atomically.
 
@@ -246,8 +249,9 @@ def write_tuned(
         A model file.
     cluster
         What becomes ``ModelHeader.cluster``.
-    mean_ap
-        What these settings reach; kept as ``tuned_mean_ap`` with the training.
+    reached
+        What these settings reach, by what they were chosen by: ``mean_ap`` is kept as
+        ``tuned_mean_ap`` with the training, in the place of what an earlier tuning left there.
     scale
         What becomes ``ModelHeader.scale``; None leaves it.
 
@@ -257,7 +261,9 @@ def write_tuned(
         The file is missing or no model file of ours.
     """
     content, tensors, length = read_content(path)
-    training = {**content.get("training", {}), "tuned_mean_ap": mean_ap}
+    earlier = content.get("training", {}).items()
+    kept = {name: value for name, value in earlier if not name.startswith("tuned_")}
+    training = {**kept, **{f"tuned_{name}": value for name, value in reached.items()}}
     changed: dict[str, Any] = {"cluster": dict(cluster), "training": training}
     if scale is not None:
         changed["scale"] = scale

@@ -38,11 +38,13 @@ from cellseg_cli.errors import (
     StoreError,
 )
 from cellseg_cli.evaluation.choice import (
+    AIMS,
+    Aim,
     Choice,
     Score,
     Trials,
     choose,
-    mean_ap_of_trials,
+    reached_by_trials,
     searches_for,
     settings_table,
 )
@@ -77,10 +79,17 @@ class Tuning:
         Whatever :func:`cellseg_cli.evaluation.sides.open_side` knows.
     save
         A ``.toml`` file, or the model file of the store, whose header takes the settings.
+    aim
+        What is to be highest, a key of :data:`cellseg_cli.evaluation.choice.AIMS`.
     """
 
     truth: Path
     save: Path | None = None
+    aim: Aim = "mean_ap"
+
+    def __post_init__(self) -> None:
+        if self.aim not in AIMS:
+            raise ConfigError(f"--tune-by {self.aim} is not one of {', '.join(AIMS)}")
 
 
 @dataclass(frozen=True)
@@ -89,8 +98,8 @@ class Tuned:
 
     Attributes
     ----------
-    truth
-        What was tuned on.
+    tuning
+        What was tuned on, and for what.
     kind
         Of the embeddings.
     overall, by_type
@@ -105,7 +114,7 @@ class Tuned:
         Files that hold the settings now; none in a dry run.
     """
 
-    truth: Path
+    tuning: Tuning
     kind: str
     overall: Choice
     by_type: Mapping[str, Choice]
@@ -130,7 +139,8 @@ class Tuned:
     def document(self) -> dict[str, Any]:
         """A tuning as a nested dict: settings and scores, and what was not scored."""
         return {
-            "truth": str(self.truth),
+            "truth": str(self.tuning.truth),
+            "by": self.tuning.aim,
             "trials": self.trials,
             "overall": self._told(self.overall),
             "by_type": {name: self._told(choice) for name, choice in self.by_type.items()},
@@ -140,7 +150,7 @@ class Tuned:
         }
 
     def _told(self, choice: Choice) -> dict[str, Any]:
-        scores = {"fields": choice.fields, "mean_ap": choice.mean_ap, "before": choice.before}
+        scores = {"fields": choice.fields, self.tuning.aim: choice.score, "before": choice.before}
         return {**scores, "settings": settings_table(choice.settings, self.kind)}
 
     def wanted(
@@ -159,6 +169,7 @@ class _Annotated:
 
     store: Store
     kind: str
+    aim: Aim
     truth: Kind
     rows: Mapping[str, FieldRow]
     failed: list[Failure]
@@ -215,7 +226,7 @@ def tune(
         sources.resolved(), sources.kind, with_classes=sources.with_classes, held=held
     )
     _check_request(store, tuning, types, overwrite=run.overwrite)
-    fields = _annotated(store, tuning.truth, sources.kind)
+    fields = _annotated(store, tuning, sources.kind)
     groups = _groups(fields, types)
     in_use = {name: sources.resolved(name) for name in groups if name in sources.known_types}
     passes = sum(len(search.strides) for search in searches)
@@ -225,9 +236,9 @@ def tune(
         raise InputError(_nothing_scored(tuning.truth, fields))
     overall, failed = best.pop(_ALL), sorted(fields.failed, key=lambda one: one.field_id)
     trials, seconds = len(fields.tried), time.perf_counter() - began
-    tuned = Tuned(tuning.truth, sources.kind, overall, best, trials, tuple(failed), seconds)
+    tuned = Tuned(tuning, sources.kind, overall, best, trials, tuple(failed), seconds)
     if not run.dry_run:
-        tuned = replace(tuned, written=_written(store, tuning, tuned))
+        tuned = replace(tuned, written=_written(store, tuned))
     record = None if run.dry_run else _record(store, settings, run, tuned)
     emit(StageFinished(Summary("tune", overall.fields, 0, tuned.failed, seconds), record))
     return tuned
@@ -261,20 +272,20 @@ def _check_request(store: Store, tuning: Tuning, types: CellTypes, *, overwrite:
         )
 
 
-def _annotated(store: Store, source: Path, kind: str) -> _Annotated:
+def _annotated(store: Store, tuning: Tuning, kind: str) -> _Annotated:
     """The fields that both the store and the truth have; those that cannot be used have failed."""
     rows = store.fields()
     if not rows:
         raise StoreError(f"{store.path} lists no fields: run cellseg embed first")
-    truth = open_side(source)
+    truth = open_side(tuning.truth)
     ids = [row.id for row in rows]
-    check_common((store.path, source), (ids, truth.field_ids))
+    check_common((store.path, tuning.truth), (ids, truth.field_ids))
     known = set(truth.field_ids)
     plan = plan_clustering([r for r in rows if r.id in known], lambda _: {}, store, redo=True)
     usable = {row.id: row for row, _ in plan.to_do if row.pixels <= WHOLE_FIELD_PX}
     large = [row for row, _ in plan.to_do if row.id not in usable]
     failed = [*plan.unusable, *(Failure(row.id, _too_large(row)) for row in large)]
-    return _Annotated(store, kind, truth, usable, failed)
+    return _Annotated(store, kind, tuning.aim, truth, usable, failed)
 
 
 def _too_large(row: FieldRow) -> str:
@@ -315,7 +326,7 @@ def _scoring(fields: _Annotated, passes: int, threads: int, emit: Emit) -> Score
 
         def work(row: FieldRow, mark: str, stop: Stop) -> Produced:
             del mark
-            found[row.id] = _mean_aps(fields, row.id, trials[row.id], stop)
+            found[row.id] = _reached(fields, row.id, trials[row.id], stop)
             return Produced(row.pixels)
 
         def seen(outcome: Outcome) -> None:
@@ -334,7 +345,7 @@ def _scoring(fields: _Annotated, passes: int, threads: int, emit: Emit) -> Score
     return score
 
 
-def _mean_aps(
+def _reached(
     fields: _Annotated, field_id: str, trials: Sequence[Clustering], stop: Stop
 ) -> list[float]:
     """Read a field and its truth, and score it under each trial."""
@@ -349,8 +360,13 @@ def _mean_aps(
             f"the truth is {told[0]}×{told[1]} px, the embedding is {shape[0]}×{shape[1]} px"
         )
     stop.check()
-    return mean_ap_of_trials(
-        embedding, kind=fields.kind, trials=trials, truth=truth, classes=classes
+    return reached_by_trials(
+        embedding,
+        kind=fields.kind,
+        trials=trials,
+        truth=truth,
+        classes=classes,
+        aim=fields.aim,
     )
 
 
@@ -360,24 +376,25 @@ def _nothing_scored(source: Path, fields: _Annotated) -> str:
     return f"neither {source} nor any trial has a cell in these fields: nothing to choose by"
 
 
-def _written(store: Store, tuning: Tuning, tuned: Tuned) -> tuple[Path, ...]:
+def _written(store: Store, tuned: Tuned) -> tuple[Path, ...]:
     """Write the settings into the store and where else they are wanted; the paths."""
+    reached: dict[str, float] = {tuned.tuning.aim: tuned.overall.score}
     origin = {
         "model": model_of(store),
-        "truth": str(tuned.truth),
+        "truth": str(tuned.tuning.truth),
         "fields": tuned.overall.fields,
-        "mean_ap": tuned.overall.mean_ap,
+        **reached,
     }
     text = toml_text({"tuned": origin, "cluster": tuned.table})
     written = (store.write_tuned(text),)
-    if (save := tuning.save) is None:
+    if (save := tuned.tuning.save) is None:
         return written
     if save.suffix == ".safetensors":
         from cellseg_cli.networks.checkpoint import write_tuned
 
         # Thresholds hold for the scale at which the store was made.
         scale = float(store.attributes["embed"].get("scale", 1.0))
-        write_tuned(save, tuned.table, tuned.overall.mean_ap, scale)
+        write_tuned(save, tuned.table, reached, scale)
     else:
         with durable.temporary_path(save.parent) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ from cellseg_cli.evaluation.choice import (
     Choice,
     Trials,
     choose,
-    mean_ap_of_trials,
+    reached_by_trials,
     searches_for,
     settings_table,
 )
@@ -60,7 +60,7 @@ def tune(path: Path, examples: Examples, device: str) -> dict[str, Any]:
         return {}
     scale = next(iter(found))
     for other, best in found.items():
-        if best[_ALL].mean_ap >= found[scale][_ALL].mean_ap + LEAST_GAIN:
+        if best[_ALL].score >= found[scale][_ALL].score + LEAST_GAIN:
             scale = other
     overall = found[scale].pop(_ALL)
     chosen = settings_table(overall.settings, header.kind)
@@ -68,9 +68,9 @@ def tune(path: Path, examples: Examples, device: str) -> dict[str, Any]:
         name: settings_table(one.settings, header.kind) for name, one in found[scale].items()
     }
     table = {**chosen, BY_TYPE: by_type} if by_type else chosen
-    write_tuned(path, table, overall.mean_ap, scale)
-    scores = {f"mean_ap/{name}": one.mean_ap for name, one in found[scale].items()}
-    return {"scale": scale, **chosen, "mean_ap": overall.mean_ap, **scores}
+    write_tuned(path, table, {"mean_ap": overall.score}, scale)
+    scores = {f"mean_ap/{name}": one.score for name, one in found[scale].items()}
+    return {"scale": scale, **chosen, "mean_ap": overall.score, **scores}
 
 
 def _chosen(path: Path, examples: Examples, device: str, scale: float) -> dict[str, Choice]:
@@ -101,7 +101,7 @@ class _Embedded:
     def mean_aps(self, number: int, trials: Sequence[Clustering]) -> list[float]:
         """The mean AP of one field under each trial."""
         embedding, truth = self.kept.get(number) or self._embedded(number)
-        return mean_ap_of_trials(
+        return reached_by_trials(
             embedding.values,
             kind=self.predictor.header.kind,
             trials=trials,

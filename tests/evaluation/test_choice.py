@@ -20,7 +20,7 @@ from cellseg_cli.evaluation.choice import (
     Search,
     Trials,
     choose,
-    mean_ap_of_trials,
+    reached_by_trials,
     searches_for,
     settings_table,
 )
@@ -77,7 +77,7 @@ def test_a_single_peak_is_found_for_each_group_by_few_trials(peaks: list[tuple[i
     assert set(best) == (set(groups) if types else set())
     for name, peak in types.items():
         assert tuple(place(best[name].settings, setting) for setting in SEEDS) == peak
-        assert (best[name].mean_ap, best[name].before, best[name].fields) == (1.0, 0.1, 1)
+        assert (best[name].score, best[name].before, best[name].fields) == (1.0, 0.1, 1)
         tried = {each for one, each in scored if one == name}
         assert len(tried) <= 1 + 36 + 2 * (26 + 26)
 
@@ -92,7 +92,7 @@ def test_the_settings_in_use_stay_unless_something_is_better() -> None:
     best = choose([usual()], groups, equal, {"t": mine})
     assert best[""].settings == START
     assert best["t"].settings == mine
-    assert best["t"].before == best["t"].mean_ap == 0.25
+    assert best["t"].before == best["t"].score == 0.25
 
 
 def test_of_equal_trials_the_first_stays() -> None:
@@ -117,7 +117,7 @@ def test_a_field_that_fails_later_counts_in_no_pass() -> None:
     best = choose([usual()], {"": ["bad", "good"], "t": ["bad"]}, score)
     assert set(best) == {""}
     assert best[""].settings.foreground == SEEDS["foreground"][-1]
-    assert (best[""].fields, best[""].mean_ap) == (1, SEEDS["foreground"][-1])
+    assert (best[""].fields, best[""].score) == (1, SEEDS["foreground"][-1])
 
 
 def test_fields_without_a_defined_score_are_left_out() -> None:
@@ -131,7 +131,7 @@ def test_fields_without_a_defined_score_are_left_out() -> None:
     best = choose([usual()], {"": ["a", "empty"], "t": ["empty"]}, score)
     assert set(best) == {""}
     assert best[""].settings.foreground == 0.35
-    assert (best[""].mean_ap, best[""].before) == (0.6, 0.5)
+    assert (best[""].score, best[""].before) == (0.6, 0.5)
 
 
 def test_what_is_held_is_not_searched() -> None:
@@ -250,7 +250,7 @@ def test_scores_of_trials_are_those_of_evaluate(seed: int, overlapping: bool) ->
         truth = Instances(truth.shape, (*truth.runs, np.array([[0, 70]], np.int64)))
         truth = Instances(truth.shape, (*truth.runs, np.array([[30, 99]], np.int64)))
     tried = [START, Clustering("seeds", min_area_px=60), Clustering("grid", foreground=0.95)]
-    found = mean_ap_of_trials(values, kind="spatial", trials=tried, truth=truth)
+    found = reached_by_trials(values, kind="spatial", trials=tried, truth=truth)
     for trial, mean_ap in zip(tried, found, strict=True):
         predicted = instances_of_labels(cluster(values, kind="spatial", settings=trial))
         expected = measures(score_field(predicted, truth)).mean_ap

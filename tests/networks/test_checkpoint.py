@@ -178,9 +178,13 @@ def test_tuned_settings_change_nothing_else(saved: tuple[Path, Embedder]) -> Non
     path.chmod(0o640)
     before = fingerprint(path)
     tuned = {"method": "seeds", "foreground": 0.4, "by_type": {"größer": {"foreground": 0.2}}}
-    write_tuned(path, tuned, 0.5)
+    write_tuned(path, tuned, {"mean_ap": 0.5})
     loaded, header = load_model(path)
     assert header == replace(HEADER, cluster=tuned, training={"tuned_mean_ap": 0.5})
+    # another tuning takes its place, whatever it went by
+    write_tuned(path, tuned, {"ap50": 0.8})
+    loaded, header = load_model(path)
+    assert header == replace(HEADER, cluster=tuned, training={"tuned_ap50": 0.8})
     assert fingerprint(path) == before
     assert path.stat().st_mode & 0o777 == 0o640
     assert [p.name for p in path.parent.iterdir()] == [path.name]

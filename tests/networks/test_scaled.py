@@ -303,9 +303,9 @@ def test_a_file_with_another_scale_is_refused(saved: Path, scale: float) -> None
 
 def test_tuning_may_choose_a_scale_and_leaves_the_model_what_it_is(saved: Path) -> None:
     before = fingerprint(saved)
-    write_tuned(saved, {"foreground": 0.4}, 0.5)
+    write_tuned(saved, {"foreground": 0.4}, {"mean_ap": 0.5})
     assert read_header(saved).scale == 1.5
-    write_tuned(saved, {"foreground": 0.4}, 0.5, scale=2.0)
+    write_tuned(saved, {"foreground": 0.4}, {"mean_ap": 0.5}, scale=2.0)
     assert read_header(saved).scale == 2.0
     assert fingerprint(saved) == before
 

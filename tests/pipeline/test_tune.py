@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from cellseg_cli.cli.app import run
 from cellseg_cli.clustering import Clustering, cluster
 from cellseg_cli.config import ClusterSettings, RunSettings
 from cellseg_cli.evaluation import choice
+from cellseg_cli.evaluation.choice import Aim
 from cellseg_cli.networks.checkpoint import read_header
 from cellseg_cli.pipeline import tune as tuning
 from cellseg_cli.pipeline.cluster import cluster_store
@@ -114,7 +116,17 @@ def settings_of(store: Path) -> dict[str, dict[str, Any]]:
     return {name: {k: m["settings"][k] for k in FEW} for name, m in marks.items() if m is not None}
 
 
-def mean_aps(store: Path, truth: Path, names: tuple[str, ...], settings: Clustering) -> float:
+#: Which of the IoU thresholds 0.50:0.05:0.95 each aim averages.
+AVERAGED = {"mean_ap": slice(None), "ap50": slice(0, 1), "ap75": slice(5, 6)}
+
+
+def mean_aps(
+    store: Path,
+    truth: Path,
+    names: tuple[str, ...],
+    settings: Clustering,
+    aim: Aim = "mean_ap",
+) -> float:
     """What settings reach on some fields, by way of files and `evaluate`."""
     copy = store.parent / "scored.zarr"
     shutil.copytree(store, copy)
@@ -122,7 +134,8 @@ def mean_aps(store: Path, truth: Path, names: tuple[str, ...], settings: Cluster
     cluster_store(copy, ClusterSettings(**given), RunSettings(threads=1), lambda event: None)
     result = evaluate(Comparison(copy, truth, missing="skip", threads=1))
     shutil.rmtree(copy)
-    return sum(np.mean(choice.measures(result.fields[name]).ap) for name in names) / len(names)
+    aps = [choice.measures(result.fields[name]).ap[AVERAGED[aim]] for name in names]
+    return sum(map(np.mean, aps)) / len(names)
 
 
 BRIGHT = {"foreground": 0.6, "seed_level": 0.7, "min_area_px": 40}
@@ -132,12 +145,13 @@ DIM = {"foreground": 0.2, "seed_level": 0.3, "min_area_px": 4}
 # ------------------------------------------------------------------ what is found
 
 
+@pytest.mark.parametrize("aim", sorted(AVERAGED))
 @pytest.mark.usefixtures("few")
 def test_the_best_of_all_combinations_for_all_and_by_type(
-    store: Path, truth: Path, types: str
+    store: Path, truth: Path, types: str, aim: Aim
 ) -> None:
-    table = CellTypes(table=types)
-    tuned = tune(store, Tuning(truth), ClusterSettings(), RunSettings(), lambda event: None, table)
+    table, tuning = CellTypes(table=types), Tuning(truth, aim=aim)
+    tuned = tune(store, tuning, ClusterSettings(), RunSettings(), lambda event: None, table)
     combinations = [
         Clustering("seeds", foreground=f, seed_level=s, min_area_px=a)
         for f in FEW["foreground"]
@@ -152,13 +166,13 @@ def test_the_best_of_all_combinations_for_all_and_by_type(
         (tuned.by_type["bright"], FIELDS[:2]),
         (tuned.by_type["dim"], FIELDS[2:4]),
     ):
-        scores = [mean_aps(store, truth, names, settings) for settings in tried]
-        assert found.mean_ap == pytest.approx(max(scores), abs=1e-12)
+        scores = [mean_aps(store, truth, names, settings, aim) for settings in tried]
+        assert found.score == pytest.approx(max(scores), abs=1e-12)
         assert found.before == pytest.approx(scores[0], abs=1e-12)
         assert found.fields == len(names)
-        assert mean_aps(store, truth, names, found.settings) == pytest.approx(found.mean_ap)
+        assert mean_aps(store, truth, names, found.settings, aim) == pytest.approx(found.score)
     assert set(tuned.by_type) == {"bright", "dim"}
-    assert tuned.by_type["bright"].mean_ap > tuned.overall.mean_ap < tuned.by_type["dim"].mean_ap
+    assert tuned.by_type["bright"].score > tuned.overall.score < tuned.by_type["dim"].score
 
 
 def test_neither_workers_nor_types_move_the_choice(store: Path, truth: Path, types: str) -> None:
@@ -170,8 +184,8 @@ def test_neither_workers_nor_types_move_the_choice(store: Path, truth: Path, typ
         other = tune(
             store, Tuning(truth), ClusterSettings(), run, events.append, CellTypes(table=types)
         )
-        assert other.overall.mean_ap >= one.overall.mean_ap
-        assert other.by_type["dim"].mean_ap == other.by_type["bright"].mean_ap == 1.0
+        assert other.overall.score >= one.overall.score
+        assert other.by_type["dim"].score == other.by_type["bright"].score == 1.0
         if workers == 1:
             first = other
     assert (first.overall, first.by_type) == (other.overall, other.by_type)
@@ -197,7 +211,7 @@ def test_types_that_the_truth_names(store: Path, tmp_path: Path) -> None:
     )
     for name, expected in (("bright", BRIGHT), ("dim", DIM)):
         chosen = {k: getattr(tuned.by_type[name].settings, k) for k in FEW}
-        assert (chosen, tuned.by_type[name].mean_ap) == (expected, 1.0)
+        assert (chosen, tuned.by_type[name].score) == (expected, 1.0)
 
 
 def test_what_is_given_is_held(store: Path, truth: Path, told: Message) -> None:
@@ -279,8 +293,38 @@ def test_json(store: Path, truth: Path, types: str, told: Message) -> None:
         "before": 0.0,
         "settings": {"method": "seeds", **DIM},
     }
-    assert set(tuned) == {"truth", "trials", "overall", "by_type", "failed", "written"}
-    assert tuned["written"] == [str(store / ".cellseg/tuned.toml")]
+    assert set(tuned) == {"truth", "by", "trials", "overall", "by_type", "failed", "written"}
+    assert (tuned["by"], tuned["written"]) == ("mean_ap", [str(store / ".cellseg/tuned.toml")])
+
+
+@pytest.mark.usefixtures("few")
+def test_what_it_goes_by_is_told_and_kept(store: Path, truth: Path, told: Message) -> None:
+    code, out, _ = told("cluster", store, "--tune", truth, "--tune-by", "ap50", "--dry-run")
+    assert code == 0
+    assert " ".join(out.splitlines()[0].split()).startswith("settings for fields before AP@0.5 ")
+    code, out, _ = told("cluster", store, "--tune", truth, "--tune-by", "ap50", "-q", "--json")
+    tuned = json.loads(out)["tuned"]
+    assert (code, tuned["by"]) == (0, "ap50")
+    assert set(tuned["overall"]) == {"fields", "ap50", "before", "settings"}
+    kept = tomllib.loads((store / ".cellseg/tuned.toml").read_text())["tuned"]
+    assert kept["ap50"] == tuned["overall"]["ap50"]
+    assert "mean_ap" not in kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--tune-by", "ap50"), "--tune-by says what --tune goes by: give --tune TRUTH as well"),
+        (
+            ("--tune", "truth", "--tune-by", "f1"),
+            "--tune-by f1 is not one of mean_ap, ap50, ap75",
+        ),
+    ],
+)
+def test_what_it_cannot_go_by(
+    store: Path, told: Message, arguments: tuple[str, ...], reason: str
+) -> None:
+    assert told("cluster", store, *arguments) == (2, "", f"cellseg: {reason}\n")
 
 
 def test_a_dry_run_writes_nothing(store: Path, truth: Path, told: Message) -> None:
