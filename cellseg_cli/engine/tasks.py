@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
+from cellseg_cli.cores import granted_cores
 from cellseg_cli.errors import CellsegError, StoreWriteError
 from cellseg_cli.store import FieldRow
 
@@ -329,11 +330,7 @@ def peak_rss_bytes() -> int | None:
 
 def thread_count(wanted: int) -> int:
     """``wanted``, or for 0 the number of cores that this process may use."""
-    if wanted:
-        return wanted
-    if hasattr(os, "sched_getaffinity"):  # Linux: what a batch system has granted
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return wanted or granted_cores()
 
 
 def reason(error: Exception) -> str:

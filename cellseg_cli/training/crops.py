@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from cellseg_cli.clustering.compiled import compiled
 from cellseg_cli.config import TrainSettings
 from cellseg_cli.training.data import Example, Examples
 from cellseg_cli.training.draw import Draw
@@ -39,19 +40,19 @@ class Batch:
     images
         (B, C, S, S) float32, normalised; C may be 1 for grey crops before they are varied.
     labels
-        (B, S, S) int64: −1 unknown (outside the field, or nobody knows), 0 background, 1..n
+        (B, S, S) int32: −1 unknown (outside the field, or nobody knows), 0 background, 1..n
         instances of the crop.
     field_ids
         Where each crop comes from.
     under
-        (B, S, S) int64: the second instance of a pixel that belongs to two, by the ids of
+        (B, S, S) int32: the second instance of a pixel that belongs to two, by the ids of
         `labels`; 0 = none.  An instance may be visible here alone.
     """
 
     images: Tensor
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int32]
     field_ids: tuple[str, ...]
-    under: NDArray[np.int64]
+    under: NDArray[np.int32]
 
 
 class Crop(NamedTuple):
@@ -62,12 +63,12 @@ class Crop(NamedTuple):
     image
         (C, S, S) float32, normalised, C = ``in_channels``.
     labels, under
-        (S, S) int64, as in :class:`Batch`.
+        (S, S) int32, as in :class:`Batch`.
     """
 
     image: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    under: NDArray[np.int64]
+    labels: NDArray[np.int32]
+    under: NDArray[np.int32]
 
 
 def draw_batch(
@@ -199,18 +200,33 @@ def _warp_ids(
     return warped
 
 
+@compiled
 def _dense(
     labels: NDArray[np.float32], under: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Return both with the ids 1..n of either in their order; −1 and 0 stay."""
-    ids = np.stack([labels, under]).astype(np.int64)
-    present = np.zeros(int(ids.max()) + 2, dtype=bool)
-    present[ids + 1] = True
-    present[:2] = False  # −1 and 0 are no instances
-    new = np.cumsum(present)
-    new[0] = -1
-    dense = new[ids + 1]
-    return dense[0], dense[1]
+    highest = 0
+    for ids in (labels, under):
+        for value in ids.flat:
+            highest = max(highest, int(value))
+    new = np.zeros(highest + 2, np.int32)  # the last one is that of −1
+    for ids in (labels, under):
+        for value in ids.flat:
+            new[int(value)] = 1
+    new[0] = 0
+    new[-1] = 0
+    count = 0
+    for old in range(1, highest + 1):
+        if new[old]:
+            count += 1
+            new[old] = count
+    new[-1] = -1
+    dense = np.empty(labels.shape, np.int32), np.empty(labels.shape, np.int32)
+    for ids, result in ((labels, dense[0]), (under, dense[1])):
+        for y in range(ids.shape[0]):
+            for x in range(ids.shape[1]):
+                result[y, x] = new[int(ids[y, x])]
+    return dense
 
 
 def varied(images: Tensor, settings: TrainSettings, *, step: int, rank: int) -> Tensor:

@@ -15,7 +15,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from cellseg_cli.networks.allocator import keep_freed_memory
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.checkpoint import ModelHeader, save_model
 from cellseg_cli.networks.initial import find_initial, load_initial
-from cellseg_cli.training.ahead import prepared
+from cellseg_cli.training.ahead import prepared, threads_ahead
 from cellseg_cli.training.clock import Clock, Spent
 from cellseg_cli.training.crops import Batch, draw_batch, varied
 from cellseg_cli.training.data import Examples, Noted, Split, share_of, usable
@@ -47,7 +47,7 @@ from cellseg_cli.training.folder import (
 from cellseg_cli.training.limits import check_settings
 from cellseg_cli.training.metrics import Metrics
 from cellseg_cli.training.muon import Muon
-from cellseg_cli.training.objective import CLUSTERING, OBJECTIVES, Target
+from cellseg_cli.training.objective import CLUSTERING, OBJECTIVES, Target, target_of
 from cellseg_cli.training.pending import NO_FAULT, Fault, Pending
 from cellseg_cli.training.processes import make_fabric, uses_bf16
 from cellseg_cli.training.reports import Emit, Labelling, Report, Result, Started
@@ -240,8 +240,8 @@ class _Runner:
         self._announce()
         started, before = time.perf_counter(), state.seconds
         self.clock = Clock(self.fabric.device)
-        for step, batch in prepared(self._draw, state.step, settings.steps):
-            self._step(step, batch)
+        for step, drawn in self._drawn(state.step, settings.steps):
+            self._step(step, *drawn)
             state.step = step + 1
             state.seconds = before + time.perf_counter() - started
             last, every = state.step == settings.steps, settings.validate_every
@@ -282,10 +282,10 @@ class _Runner:
         before = [copy.deepcopy(network.state_dict()) for network in networks]
         begun = time.perf_counter()
         timed = 0.0
-        for step, batch in prepared(self._draw, 0, UNTIMED_STEPS + TIMED_STEPS):
+        for step, drawn in self._drawn(0, UNTIMED_STEPS + TIMED_STEPS):
             if step == UNTIMED_STEPS:
                 self.clock.read()
-            self._step(step, batch)
+            self._step(step, *drawn)
         timed = sum(self.clock.read().values())
         self.pending = Pending()
         for network, weights in zip(networks, before, strict=True):
@@ -299,15 +299,25 @@ class _Runner:
         per_step, taken = slowest.tolist()
         return steps_within(seconds - taken, per_step)
 
-    def _draw(self, step: int) -> Batch:
-        """Return the batch of a step as this process's device wants it; runs on any thread."""
-        rank, on_host = self.fabric.global_rank, self.fabric.device.type == "cpu"
-        batch = draw_batch(
-            self.work.examples, self.draw, self.settings, step=step, rank=rank, vary=on_host
-        )
-        return batch if on_host else _pinned(batch)
+    def _drawn(self, first: int, last: int) -> Iterator[tuple[int, tuple[Batch, Target]]]:
+        """Yield the steps from `first` to before `last` with what each learns from."""
+        threads = threads_ahead(self.fabric.device.type, self.settings.devices)
+        return prepared(self._draw, first, last, threads)
 
-    def _step(self, step: int, batch: Batch) -> None:
+    def _draw(self, step: int) -> tuple[Batch, Target]:
+        """Return the crops of a step and their target, ready for the device; on any thread."""
+        settings, rank = self.settings, self.fabric.global_rank
+        on_host = self.fabric.device.type == "cpu"
+        batch = draw_batch(
+            self.work.examples, self.draw, settings, step=step, rank=rank, vary=on_host
+        )
+        rng = np.random.default_rng([settings.seed, step, rank, 1 << 20])
+        target = target_of(batch.labels, settings, rng, batch.under)
+        if on_host:
+            return batch, target
+        return dataclasses.replace(batch, images=batch.images.pin_memory()), target.pinned()
+
+    def _step(self, step: int, batch: Batch, target: Target) -> None:
         settings, device, rank = self.settings, self.fabric.device, self.fabric.global_rank
         self.clock.lap("waiting")
         for group in self.optimizer.param_groups:
@@ -320,9 +330,7 @@ class _Runner:
         self.clock.lap("copy")
         output = self.model(images)
         self.clock.lap("forward")
-        rng = np.random.default_rng([settings.seed, step, rank, 1 << 20])
-        target = Target(batch.labels, batch.under)
-        terms = OBJECTIVES[settings.recipe](output, target, settings, rng)
+        terms = OBJECTIVES[settings.recipe](output, target, settings)
         loss = torch.stack(list(terms.values())).sum()
         self.clock.lap("loss")
         self.optimizer.zero_grad(set_to_none=True)
@@ -450,13 +458,3 @@ def _optimizer(model: Embedder, settings: TrainSettings) -> torch.optim.Optimize
     if settings.optimizer == "muon":
         return Muon(model, rate, decay)
     return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
-
-
-def _pinned(batch: Batch) -> Batch:
-    """Return the batch in memory that an accelerator reads by itself."""
-    return dataclasses.replace(
-        batch,
-        images=batch.images.pin_memory(),
-        labels=torch.from_numpy(batch.labels).pin_memory().numpy(),
-        under=torch.from_numpy(batch.under).pin_memory().numpy(),
-    )

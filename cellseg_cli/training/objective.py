@@ -15,7 +15,7 @@ from cellseg_cli.networks.architecture import Output
 from cellseg_cli.training.losses import classes_loss, contrastive_loss
 from cellseg_cli.training.samplers import Samples, draw_samples
 from cellseg_cli.training.spatial import spatial_terms
-from cellseg_cli.training.windows import instance_windows
+from cellseg_cli.training.windows import Windows, instance_windows, points_of
 
 #: Weights of bandwidth smoothness and seed beside the overlap term: Neven et
 #: al., arXiv 1906.11109, section 3.4 and their code, scaled to means over pixels.
@@ -30,59 +30,91 @@ Terms = dict[str, Tensor]
 
 
 class Target(NamedTuple):
-    """What a batch should give: `labels` and `under`, as of a batch of crops.
+    """What a batch should give, and where the losses look; on the host.
 
-    Only the spatial loss looks under a cell; to the others a pixel is one of the upper cell.
+    Attributes
+    ----------
+    labels
+        (B, H, W) int32, as of a batch of crops.
+    under
+        (B, H, W) int32, likewise, or None where no pixel belongs to two.  Only the spatial loss
+        looks under a cell; to the others a pixel is one of the upper cell.
+    where
+        What the recipe has drawn.
+    instances
+        No label is higher.
     """
 
-    labels: NDArray[np.int64]
-    under: NDArray[np.int64] | None = None
+    labels: Tensor
+    under: Tensor | None
+    where: Windows | Samples
+    instances: int
+
+    def pinned(self) -> Target:
+        """The same in memory that an accelerator reads by itself."""
+        return self._replace(
+            labels=self.labels.pin_memory(),
+            under=None if self.under is None else self.under.pin_memory(),
+            where=type(self.where)(*(tensor.pin_memory() for tensor in self.where)),
+        )
 
 
-Objective = Callable[[Output, Target, TrainSettings, np.random.Generator], Terms]
+Objective = Callable[[Output, Target, TrainSettings], Terms]
 
 
-def spatial(
-    output: Output, target: Target, settings: TrainSettings, rng: np.random.Generator
-) -> Terms:
+def target_of(
+    labels: NDArray[np.integer],
+    settings: TrainSettings,
+    rng: np.random.Generator,
+    under: NDArray[np.integer] | None = None,
+) -> Target:
+    """Return the target of (B, H, W) `labels` and `under`; what is random comes from `rng`.
+
+    The host's share of the losses: it may run on any thread, ahead of its step.
+    """
+    draw = instance_windows if settings.recipe == "spatial" else draw_samples
+    covered = None if under is None or not under.any() else _as_int32(under)
+    return Target(
+        _as_int32(labels), covered, draw(labels, settings, rng), max(int(labels.max()), 0)
+    )
+
+
+def spatial(output: Output, target: Target, settings: TrainSettings) -> Terms:
     """Return the weighted terms of the `spatial` recipe."""
     device = output.embedding.device
-    windows = instance_windows(target.labels, settings, rng, target.under)
-    windows = type(windows)(*(tensor.to(device, non_blocking=True) for tensor in windows))
-    on_device = torch.from_numpy(target.labels).to(device, non_blocking=True)
-    parts = spatial_terms(output.embedding, on_device, windows)
+    assert isinstance(target.where, Windows)
+    windows = Windows(*(tensor.to(device, non_blocking=True) for tensor in target.where))
+    labels = _labels(output, target)
+    under = None if target.under is None else target.under.to(device, non_blocking=True)
+    points = points_of(windows, labels, under, settings.grid_points)
+    parts = spatial_terms(output.embedding, labels, points, target.instances)
     terms = {
         "overlap": parts.overlap,
         "smoothness": SMOOTHNESS_WEIGHT * parts.smoothness,
         "seed": SEED_WEIGHT * parts.seed,
     }
-    return terms | _classes(output, on_device)
+    return terms | _classes(output, labels)
 
 
-def contrastive(
-    output: Output, target: Target, settings: TrainSettings, rng: np.random.Generator
-) -> Terms:
+def contrastive(output: Output, target: Target, settings: TrainSettings) -> Terms:
     """Return the weighted terms of the `contrastive` recipe."""
-    samples = draw_samples(target.labels, settings, rng)
-    on_device = torch.from_numpy(target.labels).to(output.embedding.device, non_blocking=True)
-    return {"contrast": _contrast(output, samples, settings)} | _classes(output, on_device)
+    assert isinstance(target.where, Samples)
+    contrast = _contrast(output, target.where, settings)
+    return {"contrast": contrast} | _classes(output, _labels(output, target))
 
 
-def binary(
-    output: Output, target: Target, settings: TrainSettings, rng: np.random.Generator
-) -> Terms:
+def binary(output: Output, target: Target, settings: TrainSettings) -> Terms:
     """Return the weighted terms of the `binary` recipe.
 
     The contrast knows cells and background only.  The instances come from the
     classes, which therefore weigh as much as it.
     """
     assert output.classes is not None
-    samples = draw_samples(target.labels, settings, rng)
-    samples = samples._replace(labels=samples.labels.clamp(max=1))
-    on_device = torch.from_numpy(target.labels).to(output.embedding.device, non_blocking=True)
+    assert isinstance(target.where, Samples)
+    samples = target.where._replace(labels=target.where.labels.clamp(max=1))
     return {
         "contrast": _contrast(output, samples, settings),
-        "classes": classes_loss(output.classes, on_device),
+        "classes": classes_loss(output.classes, _labels(output, target)),
     }
 
 
@@ -97,6 +129,15 @@ OBJECTIVES: dict[str, Objective] = {
 #: Clustering settings of recipes whose instances do not come by the usual method of their kind of
 #: embedding; they stand in the model's header, where every later command finds them.
 CLUSTERING: dict[str, dict[str, str]] = {"binary": {"method": "watershed"}}
+
+
+def _as_int32(ids: NDArray[np.integer]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int32))
+
+
+def _labels(output: Output, target: Target) -> Tensor:
+    """Return the labels, (B, H, W) int64, where the output is."""
+    return target.labels.to(output.embedding.device, non_blocking=True).long()
 
 
 def _contrast(output: Output, samples: Samples, settings: TrainSettings) -> Tensor:

@@ -29,7 +29,7 @@ BOX_MARGIN_PX = 4
 #: diagonals alike: the origin's difference of a dilation and an erosion by 7×7 pixels.
 CONTOUR_REACH_PX = 3
 
-Labels = NDArray[np.int64]
+Labels = NDArray[np.integer]
 Pixels = NDArray[np.int64]
 
 
@@ -49,7 +49,7 @@ class Samples(NamedTuple):
 
 
 def draw_samples(
-    labels: NDArray[np.int64], settings: TrainSettings, rng: np.random.Generator
+    labels: NDArray[np.integer], settings: TrainSettings, rng: np.random.Generator
 ) -> Samples:
     """Return the samples of all crops of (B, H, W) `labels` by the sampler of the settings."""
     sampler, area = SAMPLERS[settings.sampler], labels[0].size

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cellseg_cli.training.windows import Windows
+from cellseg_cli.training.windows import Points
 
 
 def lovasz_hinge(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
@@ -56,7 +56,9 @@ class SpatialTerms(NamedTuple):
     seed: Tensor
 
 
-def spatial_terms(embedding: Tensor, labels: Tensor, windows: Windows) -> SpatialTerms:
+def spatial_terms(
+    embedding: Tensor, labels: Tensor, points: Points, instances: int
+) -> SpatialTerms:
     """Return the terms of the spatial loss of a batch.
 
     Each pixel predicts a centre, its own position plus its offset.  Of an
@@ -76,8 +78,10 @@ def spatial_terms(embedding: Tensor, labels: Tensor, windows: Windows) -> Spatia
         (B, 4, H, W) float32: offset y, offset x, bandwidth (pixels), seed.
     labels
         (B, H, W) int64.
-    windows
+    points
         Points over the instances that enter ``overlap``.
+    instances
+        No label is higher: told, so that the device is not waited for.
     """
     crops, _, height, width = embedding.shape
     rows = torch.arange(height, device=embedding.device, dtype=embedding.dtype).view(1, -1, 1)
@@ -85,7 +89,7 @@ def spatial_terms(embedding: Tensor, labels: Tensor, windows: Windows) -> Spatia
     centre_y, centre_x = embedding[:, 0] + rows, embedding[:, 1] + columns
     log_bandwidth, seed = embedding[:, 2].log(), embedding[:, 3]
 
-    slots = int(labels.max().clamp(min=0)) + 1
+    slots = instances + 1
     flat = labels.clamp(min=0) + torch.arange(crops, device=labels.device).view(-1, 1, 1) * slots
     flat = flat.flatten()
     inside = (labels > 0).flatten()
@@ -100,20 +104,21 @@ def spatial_terms(embedding: Tensor, labels: Tensor, windows: Windows) -> Spatia
     seed_term = _mean_of((seed.flatten() - target).square(), known)
     smoothness = _mean_of((log_bandwidth.flatten() - mean_log[flat]).square(), inside)
 
-    chosen = windows.crop * slots + windows.instance
-    crop = windows.crop.unsqueeze(1)
+    chosen = points.crop * slots + points.instance
+    crop = points.crop.unsqueeze(1)
     phi = _phi(
-        centre_y[crop, windows.y, windows.x],
-        centre_x[crop, windows.y, windows.x],
+        centre_y[crop, points.y, points.x],
+        centre_x[crop, points.y, points.x],
         mean_y[chosen].unsqueeze(1),
         mean_x[chosen].unsqueeze(1),
         mean_log[chosen].unsqueeze(1),
     )
-    truth = labels[crop, windows.y, windows.x] == windows.instance.unsqueeze(1)
-    hinge = lovasz_hinge(2 * phi - 1, truth, windows.valid)
+    truth = labels[crop, points.y, points.x] == points.instance.unsqueeze(1)
+    hinge = lovasz_hinge(2 * phi - 1, truth, points.valid)
     # Every crop weighs the same, as every image does in the scores: a mean over all instances
     # would be the mean of the crowded crops.
-    share = 1 / torch.bincount(windows.crop, minlength=crops).clamp(min=1)[windows.crop]
+    alike = hinge.new_zeros(crops).index_add(0, points.crop, torch.ones_like(hinge))
+    share = 1 / alike[points.crop]
     overlap = (hinge * share).sum() / share.sum() if len(hinge) else embedding.sum() * 0
     return SpatialTerms(overlap, smoothness, seed_term)
 

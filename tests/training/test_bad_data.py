@@ -23,7 +23,7 @@ from cellseg_cli.training import loop
 from cellseg_cli.training.data import Examples, Failed, Noted, open_split
 from cellseg_cli.training.limits import check_settings
 from cellseg_cli.training.loop import Report, architecture_of, train
-from cellseg_cli.training.objective import OBJECTIVES, Target
+from cellseg_cli.training.objective import OBJECTIVES, target_of
 
 TINY = TrainSettings(
     encoder="resnet10t",
@@ -102,7 +102,8 @@ def test_a_batch_of_one_value_has_a_finite_loss_and_gradient(recipe: str, value:
     model = Embedder(architecture_of(settings))
     output = model(torch.rand(2, 1, 32, 32))
     labels = np.full((2, 32, 32), value, np.int64)
-    terms = OBJECTIVES[recipe](output, Target(labels), settings, np.random.default_rng(0))
+    target = target_of(labels, settings, np.random.default_rng(0))
+    terms = OBJECTIVES[recipe](output, target, settings)
     loss = torch.stack(list(terms.values())).sum()
     loss.backward()
     assert torch.isfinite(loss)

@@ -22,7 +22,7 @@ from cellseg_cli.training.data import open_split
 from cellseg_cli.training.limits import check_settings
 from cellseg_cli.training.loop import architecture_of, train
 from cellseg_cli.training.losses import classes_loss, contrastive_loss
-from cellseg_cli.training.objective import OBJECTIVES, Target
+from cellseg_cli.training.objective import OBJECTIVES, target_of
 
 SETTINGS = TrainSettings(
     recipe="binary",
@@ -71,7 +71,8 @@ def test_the_contrast_knows_two_classes_and_the_head_three() -> None:
     embedding = torch.nn.functional.normalize(torch.randn(2, 8, 12, 12), dim=1)
     classes = torch.randn(2, 3, 12, 12)
     settings = dataclasses.replace(SETTINGS, sampler="uniform", sampled_pixels=1000)
-    terms = OBJECTIVES["binary"](Output(embedding, classes), Target(labels), settings, rng)
+    target = target_of(labels, settings, rng)
+    terms = OBJECTIVES["binary"](Output(embedding, classes), target, settings)
     assert set(terms) == {"contrast", "classes"}
     alone = []
     for crop in range(2):  # all known pixels are sampled: their order does not matter

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cellseg_cli.config import TrainSettings
-from cellseg_cli.training.crops import cut_crop, draw_batch, varied, vary_intensity
+from cellseg_cli.training.crops import _dense, cut_crop, draw_batch, varied, vary_intensity
 from cellseg_cli.training.data import Example, Examples, open_split
 from cellseg_cli.training.draw import Draw
 
@@ -128,6 +128,20 @@ def test_no_value_of_an_exact_crop_is_interpolated() -> None:
     assert turned == {-64, -1, 1, 64}
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_ids_above_and_under_are_numbered_together(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    above = rng.choice([-1, 0, 3, 5, 70_000], (5, 6)).astype(np.float32)
+    under = rng.choice([0, 4, 5, 9], (5, 6)).astype(np.float32)
+    new = {-1: -1, 0: 0}
+    for one in np.unique([above, under]).tolist():
+        new.setdefault(one, sum(value > 0 for value in new.values()) + 1)
+    dense = _dense(above, under)
+    for ids, found in zip((above, under), dense, strict=True):
+        assert found.dtype == np.int32
+        assert found.tolist() == [[new[one] for one in row] for row in ids.tolist()]
+
+
 def test_half_of_the_crops_may_be_exact() -> None:
     settings = TrainSettings(crop_px=48, in_channels=1, exact_share=0.5)
     field = np.arange(64 * 64, dtype=np.float32).reshape(1, 64, 64)
@@ -148,7 +162,7 @@ def test_a_step_draws_the_same_batch_again_and_another_step_another(discs: Path)
     assert np.array_equal(first.labels, again.labels)
     assert np.array_equal(first.under, again.under)
     assert first.under.shape == first.labels.shape == (4, 32, 32)
-    assert (first.under.dtype, first.labels.dtype) == (np.int64, np.int64)
+    assert (first.under.dtype, first.labels.dtype) == (np.int32, np.int32)
     assert not torch.equal(first.images, other.images)
 
 

@@ -16,7 +16,7 @@ from cellseg_cli.training.crops import cut_crop, vary_brightness
 from cellseg_cli.training.data import Example, open_split
 from cellseg_cli.training.loop import learning_rate, train
 from cellseg_cli.training.losses import contrastive_loss
-from cellseg_cli.training.objective import OBJECTIVES, Target
+from cellseg_cli.training.objective import OBJECTIVES, target_of
 
 ORIGIN = TrainSettings(
     recipe="contrastive",
@@ -67,7 +67,8 @@ def test_its_loss_counts_a_pixel_as_its_own_partner() -> None:
     labels = np.arange(64).reshape(1, 8, 8) // 20
     embedding = torch.nn.functional.normalize(torch.randn(1, 8, 8, 8), dim=1)
     rng = np.random.default_rng(0)
-    terms = OBJECTIVES["contrastive"](Output(embedding, None), Target(labels), ORIGIN, rng)
+    target = target_of(labels, ORIGIN, rng)
+    terms = OBJECTIVES["contrastive"](Output(embedding, None), target, ORIGIN)
     vectors, flat = embedding[0].flatten(1).T, torch.tensor(labels.ravel())
     assert set(terms) == {"contrast"}
     torch.testing.assert_close(

@@ -28,6 +28,7 @@ from cellseg_cli.training.objective import Target
 from cellseg_cli.training.objective import spatial as spatial_objective
 from cellseg_cli.training.processes import Launch, launch_of
 from cellseg_cli.training.reports import Report
+from cellseg_cli.training.windows import Windows
 
 #: Windows of points one pixel apart: which instances are looked at, and where, is not random.
 SETTINGS = TrainSettings(
@@ -106,7 +107,7 @@ def losses_of(run: Path) -> dict[str, float]:
 
 
 def crop_by_crop(
-    output: Output, target: Target, settings: TrainSettings, rng: np.random.Generator
+    output: Output, target: Target, settings: TrainSettings
 ) -> dict[str, torch.Tensor]:
     """The mean over crops of the loss of each alone, as processes with one crop each have it."""
     each = []
@@ -114,8 +115,15 @@ def crop_by_crop(
         part = slice(one, one + 1)
         assert output.classes is not None
         alone = Output(output.embedding[part], output.classes[part])
-        given = Target(target.labels[part], target.under[part])
-        each.append(spatial_objective(alone, given, settings, rng))
+        assert isinstance(target.where, Windows)
+        its = target.where.crop == one
+        where = Windows(*(tensor[its] for tensor in target.where))
+        given = target._replace(
+            labels=target.labels[part],
+            under=None if target.under is None else target.under[part],
+            where=where._replace(crop=where.crop - one),
+        )
+        each.append(spatial_objective(alone, given, settings))
     return {name: torch.stack([terms[name] for terms in each]).mean() for name in each[0]}
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cellseg_cli.training.spatial import lovasz_hinge, spatial_terms
-from cellseg_cli.training.windows import Windows
+from cellseg_cli.training.windows import Points
 
 
 def slow_lovasz(logits: np.ndarray, truth: np.ndarray) -> float:
@@ -61,11 +61,11 @@ def test_lovasz_gradient_agrees_with_finite_differences() -> None:
 LABELS = torch.tensor([[[0, 1, 1, 0], [2, 2, 1, 0], [2, 0, 0, -1]]])
 
 
-def some_windows() -> Windows:
+def some_points() -> Points:
     y, x = np.divmod(np.arange(12), 4)
     points = [torch.tensor(np.stack([axis, axis])) for axis in (y, x)]
     known = LABELS[0].flatten() >= 0
-    return Windows(
+    return Points(
         crop=torch.tensor([0, 0]),
         instance=torch.tensor([1, 2]),
         y=points[0],
@@ -106,7 +106,7 @@ def slow_spatial(embedding: np.ndarray, labels: np.ndarray) -> tuple[float, floa
 
 def test_spatial_terms_equal_a_loop_over_instances() -> None:
     embedding = some_embedding()
-    terms = spatial_terms(embedding, LABELS, some_windows())
+    terms = spatial_terms(embedding, LABELS, some_points(), 2)
     expected = slow_spatial(embedding.numpy(), LABELS[0].numpy())
     np.testing.assert_allclose([float(term) for term in terms], expected, rtol=1e-10)
 
@@ -115,14 +115,15 @@ def test_overlap_and_smoothness_gradients_agree_with_finite_differences() -> Non
     embedding = some_embedding().requires_grad_()
     for name in ("overlap", "smoothness"):
         assert torch.autograd.gradcheck(
-            lambda e, name=name: getattr(spatial_terms(e, LABELS, some_windows()), name), embedding
+            lambda e, name=name: getattr(spatial_terms(e, LABELS, some_points(), 2), name),
+            embedding,
         )
 
 
 def test_seed_gradient_reaches_the_seed_only() -> None:
     """The target phi is held fixed: the seed follows the mask, never the mask the seed."""
     embedding = some_embedding().requires_grad_()
-    spatial_terms(embedding, LABELS, some_windows()).seed.backward()
+    spatial_terms(embedding, LABELS, some_points(), 2).seed.backward()
     assert embedding.grad is not None
     assert embedding.grad[:, :3].abs().sum() == 0
     assert embedding.grad[:, 3].abs().sum() > 0
@@ -130,13 +131,13 @@ def test_seed_gradient_reaches_the_seed_only() -> None:
 
 def test_a_batch_without_instances_has_a_loss_with_a_gradient() -> None:
     embedding = some_embedding().requires_grad_()
-    empty = Windows(*(torch.zeros((0, 4), dtype=torch.int64) for _ in range(5)))
+    empty = Points(*(torch.zeros((0, 4), dtype=torch.int64) for _ in range(5)))
     empty = empty._replace(
         crop=torch.zeros(0, dtype=torch.int64),
         instance=torch.zeros(0, dtype=torch.int64),
         valid=torch.zeros((0, 4), dtype=torch.bool),
     )
-    terms = spatial_terms(embedding, torch.zeros_like(LABELS), empty)
+    terms = spatial_terms(embedding, torch.zeros_like(LABELS), empty, 2)
     torch.stack(list(terms)).sum().backward()
     assert torch.isfinite(embedding.grad).all()  # type: ignore[arg-type]
 
@@ -145,16 +146,16 @@ def test_a_crowded_crop_weighs_no_more_than_an_empty_one() -> None:
     """Two crops, two instances in one and one in the other: the mean of the crops' means."""
     embedding = torch.cat([some_embedding(), some_embedding().flip(2)])
     labels = torch.cat([LABELS, LABELS])
-    both = some_windows()
-    third = Windows(
+    both = some_points()
+    third = Points(
         crop=torch.tensor([0, 0, 1]),
         instance=torch.tensor([1, 2, 2]),
         y=torch.cat([both.y, both.y[1:]]),
         x=torch.cat([both.x, both.x[1:]]),
         valid=torch.cat([both.valid, both.valid[1:]]),
     )
-    first = spatial_terms(embedding[:1], LABELS, both).overlap
-    alone = Windows(torch.tensor([0]), *(axis[1:] for axis in both[1:]))
-    second = spatial_terms(embedding[1:], LABELS, alone).overlap
-    found = spatial_terms(embedding, labels, third).overlap
+    first = spatial_terms(embedding[:1], LABELS, both, 2).overlap
+    alone = Points(torch.tensor([0]), *(axis[1:] for axis in both[1:]))
+    second = spatial_terms(embedding[1:], LABELS, alone, 2).overlap
+    found = spatial_terms(embedding, labels, third, 2).overlap
     torch.testing.assert_close(found, (first + second) / 2)
