@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 import torch
 
 from cellseg_cli.config import TrainSettings
-from cellseg_cli.training.crops import _dense, cut_crop, draw_batch, varied, vary_intensity
+from cellseg_cli.training.crops import (
+    _dense,
+    _pixel_of_an_instance,
+    cut_crop,
+    draw_batch,
+    varied,
+    vary_intensity,
+)
 from cellseg_cli.training.data import Example, Examples, open_split
 from cellseg_cli.training.draw import Draw
 
@@ -126,6 +134,19 @@ def test_no_value_of_an_exact_crop_is_interpolated() -> None:
         first, second = crop.image[0][row][inside[row]][:2]
         turned.add(int(second - first))
     assert turned == {-64, -1, 1, 64}
+
+
+@pytest.mark.parametrize("side", [6, 200])
+def test_every_pixel_of_an_instance_is_as_likely_as_another(side: int) -> None:
+    """Whether it is hit at once (small fields) or has to be looked for (large ones)."""
+    labels = np.zeros((side, side), np.int16)
+    labels[1, 2:5], labels[4, 3] = 7, 2
+    rng = np.random.default_rng(0)
+    counts = Counter(_pixel_of_an_instance(labels, rng) for _ in range(2000))
+    assert set(counts) == set(np.flatnonzero(labels > 0).tolist())
+    # 500 each; four standard deviations are 78
+    assert all(422 <= count <= 578 for count in counts.values())
+    assert _pixel_of_an_instance(np.minimum(labels, 0), rng) is None
 
 
 @pytest.mark.parametrize("seed", range(6))
