@@ -132,10 +132,11 @@ class Search:
 
     def few(self) -> list[Clustering]:
         """The settings in use, and those with every fourth value of the first two settings."""
-        values = [v if n < 2 else () for n, v in enumerate(self.values.values())]
-        held = (getattr(self.start, name) for name in self.values)
-        few = self._combined([v[1::4] or (h,) for v, h in zip(values, held, strict=True)])
-        return list(dict.fromkeys((self.start, *few)))
+        tried = [
+            values[1::4] if number < 2 else (getattr(self.start, name),)
+            for number, (name, values) in enumerate(self.values.items())
+        ]
+        return list(dict.fromkeys((self.start, *self._combined(tried))))
 
     def around(self, best: Clustering, stride: int) -> list[Clustering]:
         """The trials at a distance from the best ones so far, and all combinations with them."""
