@@ -37,13 +37,13 @@ Tune = Annotated[
         help="First find the settings that score best against TRUTH (as evaluate takes it).",
     ),
 ]
-TuneBy = Annotated[
+AimOption = Annotated[
     str | None,
     typer.Option(
-        "--tune-by",
+        "--aim",
         metavar="mean_ap|ap50|ap75",
-        help="With --tune: what is to be highest; ap50 finds most cells, mean_ap (the default) "
-        "weighs their outlines too.",
+        help="With --tune: what is to be highest, AP at IoU 0.5 (for counting), at 0.75 (for "
+        "outlines), or their mean from 0.5 to 0.95 (mean_ap, the default).",
     ),
 ]
 Save = Annotated[
@@ -128,7 +128,7 @@ def cluster(
     size: Size = None,
     erosion: Erosion = None,
     tune: Tune = None,
-    tune_by: TuneBy = None,
+    aim: AimOption = None,
     save: Save = None,
     cell_type: CellType = None,
     types: Types = None,
@@ -151,7 +151,7 @@ def cluster(
 
     --tune finds foreground, seed level, merge distance and least area (those
     that are not given) on the fields that have truth, for all of them and for
-    each cell type, by mean AP or what --tune-by says, and then clusters every
+    each cell type, by mean AP or what --aim says, and then clusters every
     field. With --dry-run it only says what it finds.
 
     \b
@@ -178,8 +178,8 @@ def cluster(
     run = replace(run, device=device or run.device)
     if save is not None and tune is None:
         raise ConfigError("--save keeps what --tune finds: give --tune TRUTH as well")
-    if tune_by is not None and tune is None:
-        raise ConfigError("--tune-by says what --tune goes by: give --tune TRUTH as well")
+    if aim is not None and tune is None:
+        raise ConfigError("--aim says what --tune is to reach: give --tune TRUTH as well")
     from cellseg_cli.pipeline.cluster import cluster_store
     from cellseg_cli.pipeline.settings import CellTypes
 
@@ -190,8 +190,8 @@ def cluster(
             from cellseg_cli.pipeline.tune import Tuning
             from cellseg_cli.pipeline.tune import tune as find_settings
 
-            aim = cast("Aim", tune_by or "mean_ap")  # checked by Tuning
-            tuned = find_settings(store, Tuning(tune, save, aim), settings, run, emit, chosen)
+            tuning = Tuning(tune, save, cast("Aim", "mean_ap" if aim is None else aim))
+            tuned = find_settings(store, tuning, settings, run, emit, chosen)
             settings, chosen = tuned.wanted(settings, chosen)
             _tell(tuned, as_json=as_json, quiet=quiet)
         summary = cluster_store(store, settings, run, emit, chosen)

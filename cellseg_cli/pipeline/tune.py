@@ -89,7 +89,7 @@ class Tuning:
 
     def __post_init__(self) -> None:
         if self.aim not in AIMS:
-            raise ConfigError(f"--tune-by {self.aim} is not one of {', '.join(AIMS)}")
+            raise ConfigError(f"--aim {self.aim} is not one of {', '.join(AIMS)}")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Tuned:
         """A tuning as a nested dict: settings and scores, and what was not scored."""
         return {
             "truth": str(self.tuning.truth),
-            "by": self.tuning.aim,
+            "aim": self.tuning.aim,
             "trials": self.trials,
             "overall": self._told(self.overall),
             "by_type": {name: self._told(choice) for name, choice in self.by_type.items()},

@@ -18,7 +18,8 @@ Made = TypeVar("Made")
 def threads_ahead(device: str, processes: int = 1) -> int:
     """Return how many threads make batches for a `device` (``cpu``, ``cuda``).
 
-    For an accelerator all cores but one, shared among the `processes` of this machine.
+    For an accelerator all granted cores but one, at least :data:`CPU_THREADS` and at most
+    :data:`MOST_THREADS`, shared among the `processes` that they are granted to.
     """
     if device == "cpu":
         return CPU_THREADS
@@ -31,8 +32,8 @@ def prepared(
 ) -> Iterator[tuple[int, Made]]:
     """Yield (step, ``make(step)``) for the steps from `first` to before `last`, in order.
 
-    They are made on `threads`, which are at most one batch more than there are of them ahead.
-    An error in ``make`` is raised when its step is reached.
+    They are made on `threads` threads, at most one more batch than threads ahead.  An error in
+    ``make`` is raised when its step is reached.
 
     >>> list(prepared(lambda step: step * step, 2, 5))
     [(2, 4), (3, 9), (4, 16)]

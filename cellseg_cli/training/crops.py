@@ -222,14 +222,14 @@ def _dense(
     labels: NDArray[np.float32], under: NDArray[np.float32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Return both with the ids 1..n of either in their order; −1 and 0 stay."""
+    flat = labels.ravel(), under.ravel()
     highest = 0
-    for ids in (labels, under):
-        for value in ids.flat:
-            highest = max(highest, int(value))
+    for index in range(labels.size):
+        highest = max(highest, int(flat[0][index]), int(flat[1][index]))
     new = np.zeros(highest + 2, np.int32)  # the last one is that of −1
-    for ids in (labels, under):
-        for value in ids.flat:
-            new[int(value)] = 1
+    for index in range(labels.size):
+        new[int(flat[0][index])] = 1
+        new[int(flat[1][index])] = 1
     new[0] = 0
     new[-1] = 0
     count = 0
@@ -238,12 +238,11 @@ def _dense(
             count += 1
             new[old] = count
     new[-1] = -1
-    dense = np.empty(labels.shape, np.int32), np.empty(labels.shape, np.int32)
-    for ids, result in ((labels, dense[0]), (under, dense[1])):
-        for y in range(ids.shape[0]):
-            for x in range(ids.shape[1]):
-                result[y, x] = new[int(ids[y, x])]
-    return dense
+    above, below = np.empty(labels.size, np.int32), np.empty(labels.size, np.int32)
+    for index in range(labels.size):
+        above[index] = new[int(flat[0][index])]
+        below[index] = new[int(flat[1][index])]
+    return above.reshape(labels.shape), below.reshape(labels.shape)
 
 
 def varied(images: Tensor, settings: TrainSettings, *, step: int, rank: int) -> Tensor:
@@ -335,8 +334,9 @@ def _noise(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _blurred(images: Tensor) -> Tensor:
     channels = images.shape[1]
-    row = images.new_tensor([0.25, 0.5, 0.25])
-    kernel = (row[:, None] * row).expand(channels, 1, 3, 3)
+    row = torch.tensor([0.25, 0.5, 0.25])
+    kernel = (row[:, None] * row).to(images.device, images.dtype, non_blocking=True)
+    kernel = kernel.expand(channels, 1, 3, 3)
     return functional.conv2d(
         functional.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=channels
     )

@@ -21,6 +21,10 @@ BEST, LAST = MODELS = ("best.safetensors", "last.safetensors")
 METRICS = "metrics.csv"
 
 
+#: Raised whenever crops come to be drawn otherwise: a run that was begun before does not go on.
+DRAWS = 2
+
+
 def identity_of(settings: TrainSettings, examples: Examples) -> dict[str, Any]:
     """Return what makes a run this run.
 
@@ -35,6 +39,7 @@ def identity_of(settings: TrainSettings, examples: Examples) -> dict[str, Any]:
     if settings.init is not None:  # what is in the file counts, not where it lies
         content["init"] = initial_fingerprint(find_initial(settings.init))
     content |= {name: list(one) for name, one in content.items() if isinstance(one, tuple)}
+    content["draws"] = DRAWS
     content["fields"] = [source.identity for source in examples.sources]
     return content
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ from cellseg_cli.training.metrics import Metrics
 from cellseg_cli.training.muon import Muon
 from cellseg_cli.training.objective import CLUSTERING, OBJECTIVES, Target, target_of
 from cellseg_cli.training.pending import NO_FAULT, Fault, Pending
-from cellseg_cli.training.processes import make_fabric, uses_bf16
+from cellseg_cli.training.processes import launch_of, make_fabric, uses_bf16
 from cellseg_cli.training.reports import Emit, Labelling, Report, Result, Started
 from cellseg_cli.training.state import (
     State,
@@ -67,8 +68,11 @@ SAVE_EVERY = 250
 #: Share of the steps in which the learning rate rises.
 WARM_UP = 0.1
 MAX_GRADIENT_NORM = 5.0
-#: Steps that find how many a time budget allows: the first ones are slower and not measured.
+#: Steps that find how many a time budget allows, at least: the first ones are slower, or have
+#: their batches ready, and are not measured.
 UNTIMED_STEPS, TIMED_STEPS = 5, 20
+#: Timed steps for each thread that makes batches: those made meanwhile are ready at once.
+TIMED_PER_THREAD = 3
 #: Part of a time budget that is planned for: steps take longer when the machine is busier.
 PLANNED = 0.98
 
@@ -211,6 +215,8 @@ class _Runner:
         self.settings, self.out = work.settings, work.out
         self.model, self.optimizer = fabric.setup(state.model, state.optimizer)
         self.draw = Draw.of(work.examples.sources, work.settings)
+        sharing = launch_of(os.environ, work.settings.devices).sharing
+        self.threads = threads_ahead(fabric.device.type, sharing)
         self.metrics = Metrics(work.out / METRICS, after_step=state.step) if self.leads else None
         self.clock = Clock(fabric.device)
         self.since = Spent()
@@ -281,9 +287,10 @@ class _Runner:
         networks = (self.state.model, self.state.averaged)
         before = [copy.deepcopy(network.state_dict()) for network in networks]
         begun = time.perf_counter()
-        timed = 0.0
-        for step, drawn in self._drawn(0, UNTIMED_STEPS + TIMED_STEPS):
-            if step == UNTIMED_STEPS:
+        untimed = max(UNTIMED_STEPS, self.threads + 2)
+        steps = max(TIMED_STEPS, TIMED_PER_THREAD * self.threads)
+        for step, drawn in self._drawn(0, untimed + steps):
+            if step == untimed:
                 self.clock.read()
             self._step(step, *drawn)
         timed = sum(self.clock.read().values())
@@ -293,7 +300,7 @@ class _Runner:
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.optimizer.state.clear()
         taken = time.perf_counter() - begun
-        slowest = torch.tensor([timed / TIMED_STEPS, taken], device=self.fabric.device)
+        slowest = torch.tensor([timed / steps, taken], device=self.fabric.device)
         if self.fabric.world_size > 1:
             slowest = self.fabric.all_reduce(slowest, reduce_op="max")
         per_step, taken = slowest.tolist()
@@ -301,8 +308,7 @@ class _Runner:
 
     def _drawn(self, first: int, last: int) -> Iterator[tuple[int, tuple[Batch, Target]]]:
         """Yield the steps from `first` to before `last` with what each learns from."""
-        threads = threads_ahead(self.fabric.device.type, self.settings.devices)
-        return prepared(self._draw, first, last, threads)
+        return prepared(self._draw, first, last, self.threads)
 
     def _draw(self, step: int) -> tuple[Batch, Target]:
         """Return the crops of a step and their target, ready for the device; on any thread."""

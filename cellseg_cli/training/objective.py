@@ -39,15 +39,15 @@ class Target(NamedTuple):
     under
         (B, H, W) int32, likewise, or None where no pixel belongs to two.  Only the spatial loss
         looks under a cell; to the others a pixel is one of the upper cell.
-    where
-        What the recipe has drawn.
+    drawn
+        Where the losses look.
     instances
         No label is higher.
     """
 
     labels: Tensor
     under: Tensor | None
-    where: Windows | Samples
+    drawn: Windows | Samples
     instances: int
 
     def pinned(self) -> Target:
@@ -55,7 +55,7 @@ class Target(NamedTuple):
         return self._replace(
             labels=self.labels.pin_memory(),
             under=None if self.under is None else self.under.pin_memory(),
-            where=type(self.where)(*(tensor.pin_memory() for tensor in self.where)),
+            drawn=type(self.drawn)(*(tensor.pin_memory() for tensor in self.drawn)),
         )
 
 
@@ -70,20 +70,30 @@ def target_of(
 ) -> Target:
     """Return the target of (B, H, W) `labels` and `under`; what is random comes from `rng`.
 
-    The host's share of the losses: it may run on any thread, ahead of its step.
+    The host's share of the losses: it may run on any thread, ahead of its step.  Ids are dense, as
+    those of crops are: each costs memory up to the highest.
     """
-    draw = instance_windows if settings.recipe == "spatial" else draw_samples
     covered = None if under is None or not under.any() else _as_int32(under)
-    return Target(
-        _as_int32(labels), covered, draw(labels, settings, rng), max(int(labels.max()), 0)
-    )
+    drawn = _drawn(labels, settings, rng)
+    return Target(_as_int32(labels), covered, drawn, max(int(labels.max()), 0))
+
+
+def _drawn(
+    labels: NDArray[np.integer], settings: TrainSettings, rng: np.random.Generator
+) -> Windows | Samples:
+    if settings.recipe == "spatial":
+        return instance_windows(labels, settings, rng)
+    samples = draw_samples(labels, settings, rng)
+    if settings.recipe == "binary":  # the contrast knows cells and background only
+        return samples._replace(labels=samples.labels.clamp(max=1))
+    return samples
 
 
 def spatial(output: Output, target: Target, settings: TrainSettings) -> Terms:
     """Return the weighted terms of the `spatial` recipe."""
     device = output.embedding.device
-    assert isinstance(target.where, Windows)
-    windows = Windows(*(tensor.to(device, non_blocking=True) for tensor in target.where))
+    assert isinstance(target.drawn, Windows)
+    windows = Windows(*(tensor.to(device, non_blocking=True) for tensor in target.drawn))
     labels = _labels(output, target)
     under = None if target.under is None else target.under.to(device, non_blocking=True)
     points = points_of(windows, labels, under, settings.grid_points)
@@ -98,8 +108,8 @@ def spatial(output: Output, target: Target, settings: TrainSettings) -> Terms:
 
 def contrastive(output: Output, target: Target, settings: TrainSettings) -> Terms:
     """Return the weighted terms of the `contrastive` recipe."""
-    assert isinstance(target.where, Samples)
-    contrast = _contrast(output, target.where, settings)
+    assert isinstance(target.drawn, Samples)
+    contrast = _contrast(output, target.drawn, settings)
     return {"contrast": contrast} | _classes(output, _labels(output, target))
 
 
@@ -110,10 +120,9 @@ def binary(output: Output, target: Target, settings: TrainSettings) -> Terms:
     classes, which therefore weigh as much as it.
     """
     assert output.classes is not None
-    assert isinstance(target.where, Samples)
-    samples = target.where._replace(labels=target.where.labels.clamp(max=1))
+    assert isinstance(target.drawn, Samples)
     return {
-        "contrast": _contrast(output, samples, settings),
+        "contrast": _contrast(output, target.drawn, settings),
         "classes": classes_loss(output.classes, _labels(output, target)),
     }
 

@@ -24,7 +24,7 @@ from cellseg_cli.networks.allocator import keep_freed_memory
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.devices import computes_bf16, resolve_device
 from cellseg_cli.networks.initial import ENCODER, EncoderHeader, save_encoder
-from cellseg_cli.training.ahead import prepared, threads_ahead
+from cellseg_cli.training.ahead import prepared
 from cellseg_cli.training.data import Failed
 from cellseg_cli.training.densecl import DenseCL, ProjectedEncoder, follow, project
 from cellseg_cli.training.folder import METRICS, STATE, prepare, refuse_another_run
@@ -208,10 +208,7 @@ def _steps(run: _Run, out: Path, metrics: Metrics) -> dict[str, float]:
     sums: dict[str, float] = {}
     means: dict[str, float] = {}
     ahead = prepared(
-        lambda step: draw_pairs(run.pictures, settings, step=step),
-        state.step,
-        settings.steps,
-        threads_ahead(run.device.type),
+        lambda step: draw_pairs(run.pictures, settings, step=step), state.step, settings.steps
     )
     for step, pairs in ahead:
         for name, value in _step(run, step, pairs).items():

@@ -39,6 +39,11 @@ class Launch:
         """All processes of the run."""
         return self.per_node * self.nodes
 
+    @property
+    def sharing(self) -> int:
+        """How many processes share the cores that this one may use; srun gives each its own."""
+        return 1 if self.by == "srun" else self.per_node
+
 
 def launch_of(environment: Mapping[str, str], devices: int) -> Launch:
     """Return who has started this process, told by its environment.

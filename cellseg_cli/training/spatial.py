@@ -37,7 +37,7 @@ def lovasz_hinge(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     inside = truth & valid
     signs = inside.to(logits.dtype) * 2 - 1
     # An invalid point gets an error below every real one: it is sorted last, and relu drops it.
-    errors = torch.where(valid, 1 - logits * signs, logits.new_tensor(-torch.inf))
+    errors = (1 - logits * signs).masked_fill(~valid, -torch.inf)
     errors, order = torch.sort(errors, dim=1, descending=True)
     hits = torch.gather(inside, 1, order).to(logits.dtype)
     total = hits.sum(1, keepdim=True)

@@ -6,7 +6,7 @@ DATA is what ``cellseg train`` takes: a folder of images and labels, or IMAGES=T
 decoded first; then batches of 4 crops of 256×256 px are cut, turned and given their targets as they
 are for an accelerator, which varies the intensities itself.  A training on a device can be no
 faster.  Printed are crops per second for each number of threads (by default 1 and every power of
-two up to the cores), the ratio to one thread, and CPU milliseconds per crop.
+two up to the cores), the ratio to the first, and CPU milliseconds per crop.
 """
 
 from __future__ import annotations

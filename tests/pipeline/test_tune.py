@@ -293,18 +293,18 @@ def test_json(store: Path, truth: Path, types: str, told: Message) -> None:
         "before": 0.0,
         "settings": {"method": "seeds", **DIM},
     }
-    assert set(tuned) == {"truth", "by", "trials", "overall", "by_type", "failed", "written"}
-    assert (tuned["by"], tuned["written"]) == ("mean_ap", [str(store / ".cellseg/tuned.toml")])
+    assert set(tuned) == {"truth", "aim", "trials", "overall", "by_type", "failed", "written"}
+    assert (tuned["aim"], tuned["written"]) == ("mean_ap", [str(store / ".cellseg/tuned.toml")])
 
 
 @pytest.mark.usefixtures("few")
 def test_what_it_goes_by_is_told_and_kept(store: Path, truth: Path, told: Message) -> None:
-    code, out, _ = told("cluster", store, "--tune", truth, "--tune-by", "ap50", "--dry-run")
+    code, out, _ = told("cluster", store, "--tune", truth, "--aim", "ap50", "--dry-run")
     assert code == 0
     assert " ".join(out.splitlines()[0].split()).startswith("settings for fields before AP@0.5 ")
-    code, out, _ = told("cluster", store, "--tune", truth, "--tune-by", "ap50", "-q", "--json")
+    code, out, _ = told("cluster", store, "--tune", truth, "--aim", "ap50", "-q", "--json")
     tuned = json.loads(out)["tuned"]
-    assert (code, tuned["by"]) == (0, "ap50")
+    assert (code, tuned["aim"]) == (0, "ap50")
     assert set(tuned["overall"]) == {"fields", "ap50", "before", "settings"}
     kept = tomllib.loads((store / ".cellseg/tuned.toml").read_text())["tuned"]
     assert kept["ap50"] == tuned["overall"]["ap50"]
@@ -314,10 +314,10 @@ def test_what_it_goes_by_is_told_and_kept(store: Path, truth: Path, told: Messag
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--tune-by", "ap50"), "--tune-by says what --tune goes by: give --tune TRUTH as well"),
+        (("--aim", "ap50"), "--aim says what --tune is to reach: give --tune TRUTH as well"),
         (
-            ("--tune", "truth", "--tune-by", "f1"),
-            "--tune-by f1 is not one of mean_ap, ap50, ap75",
+            ("--tune", "truth", "--aim", "f1"),
+            "--aim f1 is not one of mean_ap, ap50, ap75",
         ),
     ],
 )

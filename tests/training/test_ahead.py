@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -25,12 +27,22 @@ def test_batches_come_in_order_however_long_each_takes(threads: int) -> None:
     assert list(prepared(make, 3, 30, threads)) == [(step, step * step) for step in range(3, 30)]
 
 
-def test_no_more_are_made_than_one_for_each_thread_and_one() -> None:
-    made: list[int] = []
-    batches = prepared(lambda step: made.append(step), 0, 100, 3)
-    next(batches)
+def test_no_more_are_asked_for_than_one_for_each_thread_and_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, make: Any, /, step: int) -> Any:  # type: ignore[override]
+            asked.append(step)
+            return super().submit(make, step)
+
+    monkeypatch.setattr(ahead, "ThreadPoolExecutor", Counting)
+    batches = prepared(lambda step: step, 10, 100, 3)
+    for step in range(10, 14):
+        assert next(batches) == (step, step)
+        assert asked == list(range(10, step + 5))
     batches.close()
-    assert max(made) <= 4
 
 
 @pytest.mark.parametrize(

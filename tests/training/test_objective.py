@@ -8,6 +8,7 @@ import torch
 
 from cellseg_cli.config import TrainSettings
 from cellseg_cli.networks.architecture import Output
+from cellseg_cli.training.crops import varied
 from cellseg_cli.training.objective import OBJECTIVES, target_of
 
 
@@ -39,20 +40,30 @@ def test_a_cell_under_another_is_told_to_the_spatial_loss_alone(recipe: str) -> 
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("recipe", OBJECTIVES)
 def test_an_accelerator_has_the_losses_of_the_cpu_and_is_not_waited_for(recipe: str) -> None:
+    """Neither by the losses and their gradients, nor by the variation of intensities."""
     output, labels, under = output_and_labels(recipe)
     settings = TrainSettings(recipe=recipe)  # type: ignore[arg-type]
     target = target_of(labels, settings, np.random.default_rng(1), under)
     expected = OBJECTIVES[recipe](output, target, settings)
     assert output.classes is not None
-    there, pinned = Output(output.embedding.cuda(), output.classes.cuda()), target.pinned()
-    OBJECTIVES[recipe](there, pinned, settings)  # what is set up once may wait
+    there = Output(*(raw.cuda().requires_grad_() for raw in (output.embedding, output.classes)))
+    pinned, images = target.pinned(), torch.rand(64, 1, 32, 32, device="cuda")
+
+    def step() -> dict[str, torch.Tensor]:
+        varied(images, settings, step=0, rank=0)
+        terms = OBJECTIVES[recipe](there, pinned, settings)
+        torch.stack(list(terms.values())).sum().backward()
+        return terms
+
+    step()  # what is set up once may wait
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = OBJECTIVES[recipe](there, pinned, settings)
+        found = step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert set(found) == set(expected)

@@ -115,13 +115,13 @@ def crop_by_crop(
         part = slice(one, one + 1)
         assert output.classes is not None
         alone = Output(output.embedding[part], output.classes[part])
-        assert isinstance(target.where, Windows)
-        its = target.where.crop == one
-        where = Windows(*(tensor[its] for tensor in target.where))
+        assert isinstance(target.drawn, Windows)
+        its = target.drawn.crop == one
+        drawn = Windows(*(tensor[its] for tensor in target.drawn))
         given = target._replace(
             labels=target.labels[part],
             under=None if target.under is None else target.under[part],
-            where=where._replace(crop=where.crop - one),
+            drawn=drawn._replace(crop=drawn.crop - one),
         )
         each.append(spatial_objective(alone, given, settings))
     return {name: torch.stack([terms[name] for terms in each]).mean() for name in each[0]}
