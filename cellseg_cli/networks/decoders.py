@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cellseg_cli.networks.beside import beside
+from cellseg_cli.networks.beside import ConvolveBeside, Stages
 
 DecoderName = Literal["unet", "refinenet", "upscale"]
 
@@ -49,7 +49,7 @@ class UNetDecoder(nn.Module):
         for level in reversed(range(len(skips))):
             width = _width(finest, level)
             stages.append(
-                nn.Sequential(_convolve(below + skips[level], width), _convolve(width, width))
+                nn.Sequential(_convolve_beside(below, skips[level], width), _convolve(width, width))
             )
             below = width
         self.stages = nn.ModuleList(stages)
@@ -59,7 +59,7 @@ class UNetDecoder(nn.Module):
         skips = [self.stem(images), *features[:-1]]
         below = features[-1]
         for stage, skip in zip(self.stages, reversed(skips), strict=True):
-            below = stage(beside(below, skip))
+            below = stage(Stages(below, skip))
         return below
 
 
@@ -115,8 +115,9 @@ class RefineNetDecoder(nn.Module):
             blocks.append(_Refine(widths[level], below, width))
             below = width
         self.blocks = nn.ModuleList(blocks)
-        last = _width(finest, 1) + finest
-        self.last = nn.Sequential(_convolve(last, finest), _convolve(finest, finest))
+        self.last = nn.Sequential(
+            _convolve_beside(_width(finest, 1), finest, finest), _convolve(finest, finest)
+        )
 
     def forward(self, images: Tensor, features: list[Tensor]) -> Tensor:
         """As :class:`Decoder`."""
@@ -124,9 +125,7 @@ class RefineNetDecoder(nn.Module):
         for block, stage in zip(self.blocks, reversed(features), strict=True):
             below = block(stage, below)
         assert below is not None
-        skip = self.stem(images)
-        below = functional.interpolate(below, size=skip.shape[-2:], mode="nearest")
-        return cast(Tensor, self.last(torch.cat([below, skip], dim=1)))
+        return cast(Tensor, self.last(Stages(below, self.stem(images))))
 
 
 class _Refine(nn.Module):
@@ -205,10 +204,17 @@ def _width(finest: int, level: int) -> int:
 
 
 def _convolve(in_channels: int, out_channels: int) -> nn.Sequential:
+    return _normalised(nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False))
+
+
+def _convolve_beside(below: int, skip: int, out_channels: int) -> nn.Sequential:
+    """What takes :class:`Stages`."""
+    return _normalised(ConvolveBeside(below, skip, out_channels))
+
+
+def _normalised(convolution: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
+        convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True)
     )
 
 

@@ -30,6 +30,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from cellseg_cli.networks import resnet
 from cellseg_cli.networks.allocator import keep_freed_memory
 from cellseg_cli.networks.architecture import Embedder, Output
+from cellseg_cli.networks.beside import ConvolveBeside
 from cellseg_cli.networks.devices import computes_bf16
 from cellseg_cli.networks.views import View
 
@@ -103,8 +104,10 @@ def _folded(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for before, after in _in_sequence(module):
             convolution, norm = getattr(module, before), getattr(module, after)
-            if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-                setattr(module, before, fuse_conv_bn_eval(convolution, norm))
+            if type(convolution) in {nn.Conv2d, ConvolveBeside} and type(norm) is nn.BatchNorm2d:
+                fused = fuse_conv_bn_eval(convolution, norm)
+                prepared = fused.prepared() if isinstance(fused, ConvolveBeside) else fused
+                setattr(module, before, prepared)
                 setattr(module, after, nn.Identity())
     return model
 

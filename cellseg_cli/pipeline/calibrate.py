@@ -46,7 +46,7 @@ def network_needs(
     -----
     A network without weights looks at a small image on the CPU in float32, and the storages
     that are alive at the same time are added up; bfloat16 takes half of that.  What the kernels
-    need for themselves is not seen.  The bundled model: 334 bytes a pixel in bfloat16, 668 in
+    need for themselves is not seen.  The bundled model: 206 bytes a pixel in bfloat16, 412 in
     float32.  (PyTorch's ``meta`` device computes nothing, but loads PyTorch's compiler to do
     so: 200 MB and a second.)
     """
