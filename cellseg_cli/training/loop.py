@@ -62,9 +62,11 @@ from cellseg_cli.training.state import (
 from cellseg_cli.training.tune import tune
 from cellseg_cli.training.validate import statistics, validate
 
-#: Steps between two reports, and between two writes of the state.
+#: Steps between two reports, and between two writes of the state at most.
 REPORT_EVERY = 20
 SAVE_EVERY = 250
+#: Seconds after which the next report writes the state, where steps are slow: what a kill costs.
+SAVE_AFTER_S = 120.0
 #: Share of the steps in which the learning rate rises.
 WARM_UP = 0.1
 MAX_GRADIENT_NORM = 5.0
@@ -221,6 +223,7 @@ class _Runner:
         self.clock = Clock(fabric.device)
         self.since = Spent()
         self.pending = Pending()
+        self.saved = time.perf_counter()
 
     @property
     def leads(self) -> bool:
@@ -253,12 +256,16 @@ class _Runner:
             last, every = state.step == settings.steps, settings.validate_every
             validates = last or bool(every and state.step % every == 0)
             saves = last or state.step % SAVE_EVERY == 0
-            if validates or saves or state.step % REPORT_EVERY == 0:
+            reports = validates or saves or state.step % REPORT_EVERY == 0
+            if reports:
                 self._report()
             if validates and self.leads:
                 self._validate()
-            if saves and self.leads:
+            # Only what a report has found to be finite is kept.
+            overdue = reports and time.perf_counter() - self.saved >= SAVE_AFTER_S
+            if self.leads and (saves or overdue):
                 save_state(self.out / STATE, state)
+                self.saved = time.perf_counter()
                 self.clock.lap("writing")
         self._count()
         return self._result()

@@ -42,6 +42,8 @@ from cellseg_cli.training.views import Pairs, draw_pairs
 #: Steps between two reports, and between two writes of the state.
 REPORT_EVERY = 20
 SAVE_EVERY = 250
+#: Seconds after which the next report writes the state, where steps are slow: what a kill costs.
+SAVE_AFTER_S = 120.0
 #: Of stochastic gradient descent: arXiv 2011.09157, section 4.1.
 SGD_MOMENTUM = 0.9
 
@@ -204,7 +206,7 @@ def _steps(run: _Run, out: Path, metrics: Metrics) -> dict[str, float]:
         )
     )
     began, before = time.perf_counter(), state.seconds
-    reported, since = state.step, began
+    reported, since, saved = state.step, began, began
     sums: dict[str, float] = {}
     means: dict[str, float] = {}
     ahead = prepared(
@@ -222,8 +224,10 @@ def _steps(run: _Run, out: Path, metrics: Metrics) -> dict[str, float]:
             rate = count * settings.batch_size / took
             run.emit(Report(state.step, settings.steps, means, rate))
             sums, reported, since = {}, state.step, time.perf_counter()
-        if state.step % SAVE_EVERY == 0 or last:
+        overdue = reported == state.step and time.perf_counter() - saved >= SAVE_AFTER_S
+        if state.step % SAVE_EVERY == 0 or last or overdue:
             save_state(out / STATE, state)
+            saved = time.perf_counter()
     return means
 
 

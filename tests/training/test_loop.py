@@ -127,7 +127,7 @@ from cellseg_cli.training import loop
 from cellseg_cli.training.data import open_split
 from cellseg_cli.training.reports import Report
 
-loop.SAVE_EVERY = 5
+loop.SAVE_EVERY, loop.SAVE_AFTER_S = int(sys.argv[4]), float(sys.argv[5])
 data, out, settings = sys.argv[1], Path(sys.argv[2]), TrainSettings(**json.loads(sys.argv[3]))
 
 def kill(report):
@@ -138,13 +138,23 @@ loop.train(open_split([data], validation=[data]), out, settings, emit=kill)
 """
 
 
-@pytest.mark.parametrize("recipe", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("recipe", "every", "after_s", "kept"),
+    [*((recipe, 5, 1e9, 5) for recipe in OBJECTIVES), ("spatial", 250, 0.0, 4)],
+)
 def test_a_run_killed_with_9_ends_as_if_it_had_not_been(
-    recipe: str, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str,
+    every: int,
+    after_s: float,
+    kept: int,
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights, their average, the optimiser, the schedule, the best score and the curves.
 
-    The killed sitting has written a state at step 5 and a model of step 8.
+    The killed sitting has written a model of step 8, and a state at step 5, or, where steps are
+    so slow that every report writes one, at step 4.
     """
     monkeypatch.setattr(loop, "SAVE_EVERY", 5)
     settings = dataclasses.replace(TINY, recipe=recipe, steps=12, validate_every=4)
@@ -153,7 +163,10 @@ def test_a_run_killed_with_9_ends_as_if_it_had_not_been(
     train(split, whole, settings)
     asdict = dataclasses.asdict(settings)
     child = subprocess.run(
-        [sys.executable, "-c", KILLED, str(discs), str(cut), json.dumps(asdict)],
+        [
+            *(sys.executable, "-c", KILLED, str(discs), str(cut), json.dumps(asdict)),
+            *(str(every), str(after_s)),
+        ],
         env=os.environ | {"PYTHONPATH": str(Path(loop.__file__).parents[2])},
         stderr=subprocess.PIPE,
         check=False,
@@ -162,7 +175,7 @@ def test_a_run_killed_with_9_ends_as_if_it_had_not_been(
     assert read_header(cut / "last.safetensors").training["step"] == 8
     sitting: list[int] = []
     train(split, cut, settings, emit=lambda report: sitting.append(report.step))  # type: ignore[union-attr]
-    assert sitting[0] == 5
+    assert sitting[0] == kept
     for name in ("state.safetensors", "best.safetensors", "last.safetensors"):
         assert_same(whole / name, cut / name)
     ours, theirs = (content_of(folder / "state.safetensors") for folder in (whole, cut))

@@ -129,7 +129,11 @@ def test_it_learns_to_find_places_of_other_stripes(tmp_path: Path) -> None:
     assert dense[-1] < 0.8 * np.log(1 + settings.queue_length)
 
 
-def test_a_run_killed_with_9_resumes_to_the_same_weights(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["SAVE_EVERY = 5", "REPORT_EVERY, pretrain.SAVE_AFTER_S = 4, 0.0"])
+def test_a_run_killed_with_9_resumes_to_the_same_weights(
+    images: Path, kept: str, tmp_path: Path
+) -> None:
+    """Killed after a state that is written every few steps, or at a report since time is up."""
     settings = dataclasses.replace(TINY, steps=40)
     whole = learn(images, tmp_path / "whole", settings)
     script = (
@@ -137,7 +141,7 @@ def test_a_run_killed_with_9_resumes_to_the_same_weights(images: Path, tmp_path:
         "from cellseg_cli.config import PretrainSettings\n"
         "from cellseg_cli.training import pretrain\n"
         "from cellseg_cli.training.pictures import find_pictures\n"
-        "pretrain.SAVE_EVERY = 5\n"
+        f"pretrain.{kept}\n"
         f"settings = {settings!r}\n"
         "fields = find_pictures([sys.argv[1]], settings).fields\n"
         "pretrain.pretrain(fields, Path(sys.argv[2]), settings)\n"
