@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Where a fine pixel lies in a coarse one: below or above, right or left.
+#: Where a fine pixel lies in its coarse one, (down, right): 0 in the upper or left half, 1 in the
+#: lower or right one.
 _PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
@@ -119,6 +120,8 @@ def _added_up(kernel: Tensor, axis: int, place: int) -> Tensor:
 
 def _joined(quarters: Tensor, fine: Tensor) -> Tensor:
     """Return `fine` with the coarse stage's share added, in place of it."""
+    height, width = quarters.shape[2] - 1, quarters.shape[3] - 1
+    assert fine.shape[2:] == (2 * height, 2 * width)
     if torch.is_grad_enabled() and (quarters.requires_grad or fine.requires_grad):
         joined: Tensor = _Join.apply(quarters, fine)
         return joined

@@ -68,13 +68,13 @@ class Network:
             keep_freed_memory()
         self.target = target
         self._bf16 = computes_bf16(target)
-        folded = _folded(model)
+        network = folded(model)
         if self._bf16:
-            _round_convolutions(folded)
+            _round_convolutions(network)
         self._resizes = view.factor != 1
         if not view.is_plain:
-            folded = view.through(folded, model.architecture.channels)
-        self._model = folded.to(target).to(memory_format=torch.channels_last)
+            network = view.through(network, model.architecture.channels)
+        self._model = network.to(target).to(memory_format=torch.channels_last)
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -98,13 +98,18 @@ class Network:
         return Rounded(output.embedding.half().contiguous(), classes)
 
 
-def _folded(model: nn.Module) -> nn.Module:
-    """A copy of a model, without the batch norms that follow a convolution directly."""
+def folded(model: nn.Module) -> nn.Module:
+    """A copy of a model as passes run it.
+
+    It has no batch norms that follow a convolution directly, and the weights of
+    :class:`ConvolveBeside` are added up.
+    """
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
         for before, after in _in_sequence(module):
             convolution, norm = getattr(module, before), getattr(module, after)
-            if type(convolution) in {nn.Conv2d, ConvolveBeside} and type(norm) is nn.BatchNorm2d:
+            known = type(convolution) is nn.Conv2d or isinstance(convolution, ConvolveBeside)
+            if known and type(norm) is nn.BatchNorm2d:
                 fused = fuse_conv_bn_eval(convolution, norm)
                 prepared = fused.prepared() if isinstance(fused, ConvolveBeside) else fused
                 setattr(module, before, prepared)

@@ -38,6 +38,8 @@ from cellseg_cli.tiling import tiles
 #             4096²           seeds, 1, 2 threads       1115, 1894    1.17×, 1.15×
 #             4096²           grid, 1, 2 threads        1672, 2757    1.38×, 1.52×
 #             4096²           watershed, 1, 2 threads   1157, 1961    1.19×, 1.19×
+# In float32, on a CPU without bfloat16, and with a network of fewer tensors than those above: embed
+# of 256² 1.1×, of 520×704 1.02× to 1.1× (the peak scatters by 90 MB), of 2048² 1.2×.
 # Those of 4096² and 8192² px and of segment at 2048² px were measured when a run loaded some
 # modules more, about 130.  One channel or three makes no difference that can be measured.
 
@@ -78,7 +80,7 @@ class NetworkNeeds:
     loaded_bytes
         Of the weights, and of what only this network loads.
     bytes_per_px
-        Of activations at the peak of a pass, per pixel of its windows.
+        Of a pass at its peak, per pixel of its windows.
     in_channels, components
         Channels that it takes; components of its embedding, float16.
     classes

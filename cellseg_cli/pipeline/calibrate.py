@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from cellseg_cli.networks import resnet
 from cellseg_cli.networks.architecture import Architecture, Embedder
 from cellseg_cli.networks.devices import computes_bf16
+from cellseg_cli.networks.passes import folded
 from cellseg_cli.networks.predict import Predictor
 from cellseg_cli.networks.scaled import period_px
 from cellseg_cli.networks.views import View
@@ -30,6 +31,9 @@ from cellseg_cli.pipeline.budget import NetworkNeeds
 COUNTED_PX = 128
 #: Side of the first, short window in time; a 3 s calibration of slow networks stays there.
 SHORT_PX = 256
+#: What kernels lay down for themselves in a pass in float32, per pixel that the network sees, as
+#: the peaks of runs show it: of 1.3 megapixels about 40, of 0.4 up to 250.
+KERNEL_BYTES_PER_PX = 250
 #: Of a process that builds its encoder by timm: 1.14 GB at the peak instead of 0.89 GB, on the
 #: same four fields of 520×704 px.
 TIMM_BYTES = 260_000_000
@@ -45,10 +49,10 @@ def network_needs(
     Notes
     -----
     A network without weights looks at a small image on the CPU in float32, and the storages
-    that are alive at the same time are added up; bfloat16 takes half of that.  What the kernels
-    need for themselves is not seen.  The bundled model: 206 bytes a pixel in bfloat16, 412 in
-    float32.  (PyTorch's ``meta`` device computes nothing, but loads PyTorch's compiler to do
-    so: 200 MB and a second.)
+    that are alive at the same time are added up, 318 bytes a pixel for the bundled model; then
+    :data:`KERNEL_BYTES_PER_PX`, which counting does not see.  bfloat16 takes half of both.
+    (PyTorch's ``meta`` device computes nothing, but loads PyTorch's compiler to do so: 200 MB
+    and a second.)
     """
     with torch.device("meta"):
         model = Embedder(architecture, trained=True).eval()
@@ -56,10 +60,10 @@ def network_needs(
         name: torch.zeros(one.shape, dtype=one.dtype) for name, one in model.state_dict().items()
     }
     model.load_state_dict(zeros, assign=True)
-    seen = view.through(model, architecture.channels)
+    seen = view.through(folded(model), architecture.channels)
     side_px = _counted_px(architecture.stride, view)
     images = torch.zeros(1, architecture.in_channels, side_px, side_px)
-    counted = peak_bytes(seen, images) / side_px**2
+    counted = peak_bytes(seen, images) / side_px**2 + KERNEL_BYTES_PER_PX * view.factor**2
     plain = architecture.encoder in resnet.BLOCKS and architecture.levels <= len(resnet.WIDTHS)
     loaded = sum(one.nbytes for one in zeros.values())
     return NetworkNeeds(

@@ -95,9 +95,16 @@ def _faults(
             faults.append(f"{low_name}={low} is not below {high_name}={high}")
     # Batch statistics need two pixels at the coarsest stage, even of a single crop.
     # Whether `levels` can be had is the architecture's to say.
-    if settings.crop_px < (least := 2 ** (min(max(settings.levels, 1), MAX_LEVELS) + 1)):
+    stride = 2 ** min(max(settings.levels, 1), MAX_LEVELS)
+    if settings.crop_px < 2 * stride:
         faults.append(
-            f"crop_px={settings.crop_px} is not in {least}..inf for levels={settings.levels}"
+            f"crop_px={settings.crop_px} is not in {2 * stride}..inf for levels={settings.levels}"
+        )
+    elif settings.crop_px % stride:
+        below = settings.crop_px // stride * stride
+        faults.append(
+            f"crop_px={settings.crop_px} is no multiple of {stride} (levels={settings.levels}); "
+            f"choose {below} or {below + stride}"
         )
     return faults
 

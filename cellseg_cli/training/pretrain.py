@@ -39,7 +39,7 @@ from cellseg_cli.training.state import (
 )
 from cellseg_cli.training.views import Pairs, draw_pairs
 
-#: Steps between two reports, and between two writes of the state.
+#: Steps between two reports, and between two writes of the state at most.
 REPORT_EVERY = 20
 SAVE_EVERY = 250
 #: Seconds after which the next report writes the state, where steps are slow: what a kill costs.

@@ -54,6 +54,13 @@ def test_needs_follow_the_architecture() -> None:
     assert network_needs(wider, cpu).bytes_per_px > needs.bytes_per_px
 
 
+def test_a_coarser_stage_takes_hardly_more_and_weights_are_no_pixels() -> None:
+    four, five = (Architecture(levels=levels, in_channels=1) for levels in (4, 5))
+    cpu = torch.device("cpu")
+    before, after = (network_needs(one, cpu).bytes_per_px for one in (four, five))
+    assert before <= after <= 1.05 * before
+
+
 def test_needs_follow_the_view() -> None:
     """The network sees the square of the scale; copies go through it one after the other."""
     architecture = Architecture(encoder="test_resnet", levels=4, decoder_channels=8, in_channels=1)

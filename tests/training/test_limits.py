@@ -30,6 +30,10 @@ def test_the_defaults_are_within_the_limits() -> None:
         ),
         ({"exact_share": 1.5}, "exact_share=1.5 is not in 0..1"),
         ({"crop_px": 16}, "crop_px=16 is not in 32..inf for levels=4"),
+        (
+            {"crop_px": 100},
+            "crop_px=100 is no multiple of 16 (levels=4); choose 96 or 112",
+        ),
         ({"steps": 0, "seed": -1}, "steps=0 is not in 1..inf; seed=-1 is not in 0..9.22337e+18"),
     ],
 )

@@ -115,6 +115,7 @@ def needs(encoder: str, path: str) -> dict[str, float]:
     """
     import torch
     from torch import nn
+    from torch.utils._pytree import tree_leaves
     from torch.utils.flop_counter import FlopCounterMode
 
     from cellseg_cli.networks.architecture import Architecture, Embedder
@@ -126,9 +127,9 @@ def needs(encoder: str, path: str) -> dict[str, float]:
     save_model(Path(path), model, ModelHeader(encoder, architecture), half=True)
     moved = 0
 
-    def count(_: nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
+    def count(_: nn.Module, given: tuple[object, ...], made: torch.Tensor) -> None:
         nonlocal moved
-        moved += 2 * (given[0].numel() + made.numel())
+        moved += 2 * (sum(one.numel() for one in tree_leaves(given)) + made.numel())
 
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
