@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +20,7 @@ from cellseg_cli.cli.common import (
     echo_json,
 )
 from cellseg_cli.cli.embed import Channel, Pattern, T, Z, channels
+from cellseg_cli.cli.learning import DataNote, Encoder, Licence, RunFolder, Seed, Steps
 from cellseg_cli.config import PretrainSettings
 from cellseg_cli.config_file import settings_from
 from cellseg_cli.errors import ExitCode
@@ -39,30 +39,22 @@ def pretrain(
             "a list file (.txt, .lst) with one path a line. Annotations are not needed.",
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder of the run; an unfinished one resumes.")
-    ],
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
+    out: RunFolder,
+    steps: Steps = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Places per step, in two views each.")
     ] = None,
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", help="A timm model, such as resnet18.")
-    ] = None,
+    encoder: Encoder = None,
     channel: Channel = None,
     z: Z = None,
     t: T = None,
     include: Include = None,
     exclude: Exclude = None,
     pattern: Pattern = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
+    seed: Seed = None,
     device: Device = None,
-    licence: Annotated[
-        str, typer.Option("--licence", help="Licence that the encoder's file carries.")
-    ] = "unstated",
-    data_note: Annotated[
-        str, typer.Option("--data-note", help="What it learned from, for its header.")
-    ] = "unstated",
+    licence: Licence = "unstated",
+    data_note: DataNote = "unstated",
     config: ConfigFile = None,
     sets: Sets = None,
     overwrite: Overwrite = False,

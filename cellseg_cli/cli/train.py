@@ -19,6 +19,7 @@ from cellseg_cli.cli.common import (
     echo_json,
 )
 from cellseg_cli.cli.embed import Channel, Pattern, T, Z, channels
+from cellseg_cli.cli.learning import DataNote, Encoder, Licence, RunFolder, Seed, Steps
 from cellseg_cli.config import TrainSettings
 from cellseg_cli.config_file import settings_from
 from cellseg_cli.errors import ConfigError, ExitCode
@@ -36,7 +37,6 @@ Data = Annotated[
         "label images, a Kaggle CSV or a COCO JSON.",
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the run; an unfinished one resumes.")]
 Validation = Annotated[
     list[str] | None,
     typer.Option("--val", metavar="DATA", help="Held-out data to choose the best model by."),
@@ -67,7 +67,6 @@ Pseudo = Annotated[
 Recipe = Annotated[
     str | None, typer.Option("--recipe", help="spatial (default), contrastive or binary.")
 ]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")]
 Minutes = Annotated[
     float | None,
     typer.Option(
@@ -79,7 +78,6 @@ Minutes = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Crops per step and device.")
 ]
-Encoder = Annotated[str | None, typer.Option("--encoder", help="A timm model, such as resnet18.")]
 Init = Annotated[
     str | None,
     typer.Option(
@@ -88,20 +86,15 @@ Init = Annotated[
         help="Weights to begin with: what cellseg pretrain or train has left, or a bundled model.",
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
 Devices = Annotated[
     int | None, typer.Option("--devices", min=1, help="Processes, one per accelerator.")
 ]
 Name = Annotated[str, typer.Option("--name", help="Name that the model file carries.")]
-Licence = Annotated[str, typer.Option("--licence", help="Licence that the model file carries.")]
-DataNote = Annotated[
-    str, typer.Option("--data-note", help="What the model learned from, for its header.")
-]
 
 
 def train(
     data: Data,
-    out: Out,
+    out: RunFolder,
     val: Validation = None,
     index: Index = None,
     weight: Weights = None,
