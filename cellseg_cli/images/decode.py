@@ -32,6 +32,7 @@ __all__ = [
     "ImageHeader",
     "OpenImage",
     "Planes",
+    "load_image",
     "open_image",
     "read_header",
     "read_image",
@@ -154,14 +155,22 @@ def read_image(source: Source | Path, planes: Planes = Planes()) -> np.ndarray:
     Takes the memory of the result and of one plane as stored; PNG, JPEG and BMP also that of
     the file.
     """
+    return load_image(source, planes).region(slice(None), slice(None))
+
+
+def load_image(source: Source | Path, planes: Planes = Planes()) -> OpenImage:
+    """Return the image that :func:`read_image` gives, in memory, with what is known of it.
+
+    Parameters, errors and memory are those of :func:`read_image`.
+    """
     source = _source(source)
     if source.files or _is_zarr(source.path):
         with open_image(source, planes) as image:
-            return image.region(slice(None), slice(None))
+            return held(image.region(slice(None), slice(None)), colour=image.colour)
     with _opened(source.path) as handle:
         kind = _kind(handle)
         if kind == "TIFF":
-            return tiff.tiff_pixels(source.path, planes)
+            return tiff.tiff_image(source.path, planes)
         return _raster_image(kind, handle, planes)
 
 
@@ -208,7 +217,7 @@ def _opened_image(path: Path, planes: Planes, stack: ExitStack) -> OpenImage:
         kind = _kind(handle)
         if kind == "TIFF":
             return _naming(tiff.open_tiff(path, planes, stack), path)
-        return held(_raster_image(kind, handle, planes))
+        return _raster_image(kind, handle, planes)
 
 
 def _source(source: Source | Path) -> Source:
@@ -242,8 +251,8 @@ def _naming(image: OpenImage, path: Path) -> OpenImage:
     return replace(image, read=read)
 
 
-def _raster_image(kind: str, handle: BinaryIO, planes: Planes) -> np.ndarray:
-    """A PNG, JPEG or BMP, whole."""
+def _raster_image(kind: str, handle: BinaryIO, planes: Planes) -> OpenImage:
+    """A PNG, JPEG or BMP, in memory."""
     picked = pick(_RASTERS[kind].layout(handle), planes)
     handle.seek(0)
     pixels = _RASTERS[kind].pixels(handle.read())
@@ -253,7 +262,7 @@ def _raster_image(kind: str, handle: BinaryIO, planes: Planes) -> np.ndarray:
             f"{','.join(map(str, pixels.shape))}; copy or export it again"
         )
     plane = pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return compose(plane, picked)
+    return held(compose(plane, picked), colour=picked.colour)
 
 
 def _look(path: Path) -> OneFile:

@@ -185,7 +185,7 @@ def _zarr_images(root: Path, relative: str) -> list[Field]:
     for image in images:
         inner = "" if image.relative == "." else image.relative
         field_id = "/".join(part for part in (name, inner) if part)
-        fields.append(Field(field_id, Source(folder / inner), image.place))
+        fields.append(Field(field_id, Source(folder / inner), image.place, image.fault))
     return fields
 
 

@@ -125,7 +125,7 @@ def survey_regions(
     percentiles = _checked_percentiles(low_percentile, high_percentile)
     channels, height, width = image.shape
     _check_sides(height, width)
-    fit_channels(np.empty((channels, 1, 1), image.dtype), wanted_channels)
+    fit_channels(np.empty((channels, 1, 1), image.dtype), wanted_channels, colour=image.colour)
     # a channel that is to be repeated is measured once
     repeats = wanted_channels if channels == 1 else 1
     own = wanted_channels // repeats
@@ -138,7 +138,7 @@ def survey_regions(
         seen.look(values)
         if seen.nans or seen.infinite:
             continue  # only their number is wanted now
-        fitted = fit_channels(values, own)
+        fitted = fit_channels(values, own, colour=image.colour)
         highest.append(fitted.max(axis=(1, 2)))
         y, x = -(-rows.start // step), -(-columns.start // step)
         grid = fitted[:, y * step - rows.start :: step, x * step - columns.start :: step]
@@ -205,12 +205,21 @@ def check_usable(image: np.ndarray) -> None:
     seen.check(image.size)
 
 
-def fit_channels(image: np.ndarray, wanted: int) -> np.ndarray:
+def fit_channels(image: np.ndarray, wanted: int, *, colour: bool = False) -> np.ndarray:
     """Return the image with the number of channels that a model takes.
 
     One channel is repeated, as a view that is read-only; RGB, or RGBA without its alpha, becomes
     luminance (BT.601) where one channel is wanted, in the image's own dtype, integers rounded.
-    Nothing else is guessed.
+    Nothing else is guessed: which of several stains holds the cells is for the user to say.
+
+    Parameters
+    ----------
+    image
+        (C, Y, X).
+    wanted
+        Channels that the model takes.
+    colour
+        Whether the first three of the image are red, green and blue.
 
     Raises
     ------
@@ -222,7 +231,7 @@ def fit_channels(image: np.ndarray, wanted: int) -> np.ndarray:
         return image
     if there == 1:
         return np.broadcast_to(image, (wanted, *image.shape[1:]))
-    if wanted == 1 and there in (3, 4):
+    if wanted == 1 and colour and there in (3, 4):
         return _luminance(image)
     if there < wanted:
         advice = "choose one, which is repeated, e.g. --channel 0"

@@ -26,11 +26,11 @@ import numpy as np
 
 from cellseg_cli import arrays
 from cellseg_cli.errors import InputError, LimitError
-from cellseg_cli.images.blosc_chunks import BloscChecker
 from cellseg_cli.images.faults import named
 from cellseg_cli.images.planes import Layout, Pick, Planes, pick
 from cellseg_cli.images.regions import OpenImage, held
 from cellseg_cli.images.source import Place
+from cellseg_cli.images.zarr_chunks import ChunkChecker
 from cellseg_cli.images.zarr_nodes import ArrayNode, attributes_of, node_at
 
 #: Most bytes of one chunk as decoded; the usual ones have less than 32 MiB.
@@ -49,10 +49,13 @@ class ZarrImage:
         POSIX path of its group relative to the folder; ``"."`` where the folder is the image.
     place
         Where on a plate it was taken; None for images that are not of a plate.
+    fault
+        Why it cannot be used: of a well whose fields are not known the only entry.
     """
 
     relative: str
     place: Place | None
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def images_in(folder: Path) -> tuple[ZarrImage, ...]:
     Raises
     ------
     InputError
-        It is neither; the metadata of the plate or of a well is damaged, or has paths that
-        lead out of the folder.
+        It is neither; the metadata of the plate is damaged, or has paths that lead out of the
+        folder.  What is wrong with one well costs that well: it is an image with a fault.
     """
     with named(folder):
         attributes = attributes_of(folder)
@@ -208,13 +211,23 @@ def _fields_of(folder: Path, plate: object) -> Iterator[ZarrImage]:
         if len(path.parts) != 2:
             raise InputError(f"OME-Zarr plate has a well {path}, which is no row/column")
         row, column = path.parts
-        attributes = attributes_of(folder / path).get("well")
-        images = _objects(attributes.get("images") if isinstance(attributes, dict) else None)
-        if not images:
-            raise InputError(f"OME-Zarr well {path} has no fields; {_AGAIN}")
-        for image in images:
-            field = inside(image.get("path"))
+        try:
+            with named(folder / path):
+                fields = _fields_in_well(folder / path)
+        except InputError as fault:
+            yield ZarrImage(str(path), None, str(fault))
+            continue
+        for field in fields:
             yield ZarrImage(str(path / field), Place(shown, row, column, str(field)))
+
+
+def _fields_in_well(folder: Path) -> list[PurePosixPath]:
+    """The paths of the images of one well, relative to it."""
+    well = attributes_of(folder).get("well")
+    images = _objects(well.get("images") if isinstance(well, dict) else None)
+    if not images:
+        raise InputError(f"OME-Zarr well has no fields; {_AGAIN}")
+    return [inside(image.get("path")) for image in images]
 
 
 def _series_in(folder: Path) -> Iterator[str]:
@@ -306,10 +319,10 @@ def _faults_told() -> AbstractContextManager[None]:
 
 
 def _checked(found: ImageMetadata, block: arrays.ReadBlock) -> arrays.ReadBlock:
-    """What reads blocks, after a look at the chunks where the codec itself does not look."""
-    if not found.node.blosc:
+    """What reads blocks, after a look at the chunks if they are compressed."""
+    if not found.node.codec:
         return block
-    checker = BloscChecker(found.array, found.node)
+    checker = ChunkChecker(found.array, found.node)
 
     def read_block(where: tuple[slice, ...]) -> np.ndarray:
         checker.check(where)

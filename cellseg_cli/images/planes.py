@@ -7,7 +7,7 @@ the error names the axes and the flags that choose.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -17,6 +17,9 @@ from cellseg_cli.errors import ConfigError, InputError, LimitError
 #: Most values (pixels times channels) of one image: 8 GiB once normalised to float32, more
 #: than a tile pipeline on a 16 GB machine can hold.  Checked before memory is taken.
 MAX_PIXELS = 2**31
+
+#: Most z planes of a stack, and most time points: each is read, or at least looked for.
+MAX_PLANES = 2**20
 
 _FLAGS = {"Z": "--z max|mid|INT", "T": "--t INT", "C": "--channel I[,J]"}
 _NOUNS = {"Z": "z plane", "T": "time point", "C": "channel"}
@@ -65,12 +68,15 @@ class Layout:
         Of the decoded values.
     alpha
         Whether the last sample is opacity.
+    rgb
+        Whether the first three samples are red, green and blue, as the file says.
     """
 
     axes: str
     shape: tuple[int, ...]
     dtype: np.dtype
     alpha: bool = False
+    rgb: bool = False
 
     def __str__(self) -> str:
         return f"{self.axes} {','.join(map(str, self.shape))}"
@@ -110,6 +116,13 @@ class Pick:
     channels: tuple[int, ...]
     drops_opaque: bool
 
+    @property
+    def colour(self) -> bool:
+        """Whether the image is red, green and blue, with an alpha or without; not any channels."""
+        samples = tuple(range(self.layout.size("S")))
+        whole = self.channels == samples and (len(samples) == 3 or self.layout.alpha)
+        return self.layout.rgb and (whole or self.channels == samples[:3])
+
 
 def pick(layout: Layout, planes: Planes) -> Pick:
     """Return the planes that ``planes`` chooses from a file of this layout.
@@ -122,7 +135,7 @@ def pick(layout: Layout, planes: Planes) -> Pick:
     InputError
         A choice is missing or lies outside the stack; the image has no pixels.
     LimitError
-        More than :data:`MAX_PIXELS` values.
+        More than :data:`MAX_PIXELS` values, or than :data:`MAX_PLANES` planes along an axis.
     """
     layout = _named(layout, planes)
     missing = [
@@ -137,15 +150,16 @@ def pick(layout: Layout, planes: Planes) -> Pick:
         raise InputError(f"is a stack ({layout}); choose with {' and '.join(missing)}")
     if min(layout.shape) == 0:
         raise InputError(f"has no pixels ({layout})")
-    picked = Pick(
+    _check_planes(layout)
+    there = layout.size("CS")
+    check_size(layout, there if planes.channel is None else len(planes.channel))
+    return Pick(
         layout,
         _within("T", planes.t or 0, layout.size("T")),
         _z_indices(planes.z, layout.size("Z")),
-        _channels(planes.channel, layout.size("CS")),
+        _channels(planes.channel, there),
         layout.alpha and layout.size("C") == 1 and planes.channel is None,
     )
-    check_size(layout, len(picked.channels))
-    return picked
 
 
 def compose(plane: np.ndarray, picked: Pick) -> np.ndarray:
@@ -204,7 +218,7 @@ def _named(layout: Layout, planes: Planes) -> Layout:
         )
     # An axis of that name and length 1 would now be there twice; its own name goes.
     axes = layout.axes.replace(role, "_").replace(unnamed[0], role)
-    return Layout(axes, layout.shape, layout.dtype, layout.alpha)
+    return replace(layout, axes=axes)
 
 
 def _is_index(text: str) -> bool:
@@ -233,6 +247,15 @@ def _within(axis: str, index: int, size: int) -> int:
     noun = _NOUNS[axis]
     there = f"only one {noun}, 0" if size == 1 else f"{size} {noun}s, 0 to {size - 1}"
     raise InputError(f"has {there}; {flag} {index} is not among them")
+
+
+def _check_planes(layout: Layout) -> None:
+    for axis in "TZ":
+        if (count := layout.size(axis)) > MAX_PLANES:
+            raise LimitError(
+                f"has {count} {_NOUNS[axis]}s, the limit (MAX_PLANES) is {MAX_PLANES}; "
+                "cut it into several stacks"
+            )
 
 
 def check_size(layout: Layout, channels: int) -> None:

@@ -276,7 +276,7 @@ def _decoded(kind: str, decode: Callable[[bytes], np.ndarray], data: bytes) -> n
 def _layout(height: int, width: int, samples: int, dtype: np.dtype, alpha: bool) -> Layout:
     if samples == 1:
         return Layout("YX", (height, width), dtype)
-    return Layout("YXS", (height, width, samples), dtype, alpha)
+    return Layout("YXS", (height, width, samples), dtype, alpha, rgb=samples >= 3)
 
 
 def _exactly(handle: BinaryIO, count: int, kind: str) -> bytes:

@@ -29,12 +29,15 @@ class OpenImage:
         that it touches).  Else the whole image is in memory from the first region on.
     read
         Gives the values (C, y, x) of rows and columns that lie within the image.
+    colour
+        Whether the channels are red, green and blue, perhaps with an alpha, and not stains.
     """
 
     shape: tuple[int, int, int]
     dtype: np.dtype
     by_region: bool
     read: Callable[[slice, slice], np.ndarray]
+    colour: bool = False
 
     def region(self, rows: slice, columns: slice) -> np.ndarray:
         """The values (C, y, x) of these rows and columns, contiguous, in the stored dtype.
@@ -60,7 +63,7 @@ class OpenImage:
         return np.ascontiguousarray(values)
 
 
-def held(image: np.ndarray) -> OpenImage:
+def held(image: np.ndarray, *, colour: bool = False) -> OpenImage:
     """An image (C, Y, X) that is in memory, as one of which regions are read."""
     channels, height, width = image.shape
     return OpenImage(
@@ -68,4 +71,5 @@ def held(image: np.ndarray) -> OpenImage:
         image.dtype,
         by_region=False,
         read=lambda rows, columns: image[:, rows, columns],
+        colour=colour,
     )

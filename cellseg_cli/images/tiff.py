@@ -105,8 +105,8 @@ def tiff_layout(path: Path, handle: BinaryIO, size_bytes: int) -> Layout:
         return source.layout
 
 
-def tiff_pixels(path: Path, planes: Planes) -> np.ndarray:
-    """Return the picked planes, (C, Y, X).
+def tiff_image(path: Path, planes: Planes) -> OpenImage:
+    """Return the picked planes, in memory.
 
     Only the pages that are picked are decoded, one at a time.
 
@@ -117,7 +117,7 @@ def tiff_pixels(path: Path, planes: Planes) -> np.ndarray:
         that are not read.
     """
     with _opened(path) as source:
-        return _pixels(source, pick(source.layout, planes))
+        return _whole(source, pick(source.layout, planes))
 
 
 def open_tiff(path: Path, planes: Planes, stack: ExitStack) -> OpenImage:
@@ -131,13 +131,13 @@ def open_tiff(path: Path, planes: Planes, stack: ExitStack) -> OpenImage:
     Raises
     ------
     InputError
-        As :func:`tiff_pixels`; also when a region is read.
+        As :func:`tiff_image`; also when a region is read.
     """
     with _faults_told():
         source = _source_of(stack.enter_context(tifffile.TiffFile(path, _multifile=False)))
         picked = pick(source.layout, planes)
         if not (source.reader.by_region and _has_plain_pages(source)):
-            return held(_pixels(source, picked))
+            return _whole(source, picked)
         channels = len(picked.channels)
         if picked.drops_opaque and _alpha_is_opaque(source, picked):
             channels -= 1
@@ -147,7 +147,7 @@ def open_tiff(path: Path, planes: Planes, stack: ExitStack) -> OpenImage:
             return _values(source, picked, Region.of(rows, columns))[:channels]
 
     shape = (channels, *picked.layout.yx)
-    return OpenImage(shape, picked.layout.dtype, by_region=True, read=read)
+    return OpenImage(shape, picked.layout.dtype, True, read, picked.colour)
 
 
 @contextmanager
@@ -164,6 +164,8 @@ def _faults_told() -> Iterator[None]:
         yield
     except CellsegError:
         raise
+    except MemoryError as fault:
+        raise InputError("TIFF asks for more memory than there is") from fault
     except FAULTS as fault:
         reason = " ".join(str(fault).split()) or type(fault).__name__
         raise InputError(f"TIFF is damaged: {reason}; {_AGAIN}") from fault
@@ -190,7 +192,8 @@ def _source(file: tifffile.TiffFile) -> _Source:
         axes, shape = axes + "S", (*shape, 3)
     alpha = bool(keyframe.extrasamples) and int(keyframe.extrasamples[-1]) in (1, 2)
     leading = len(series.shape) - len(keyframe.shape)
-    layout = Layout(axes, shape, dtype, alpha)
+    rgb = colours is not None or keyframe.photometric in (_PHOTOMETRIC.RGB, _PHOTOMETRIC.YCBCR)
+    layout = Layout(axes, shape, dtype, alpha, rgb)
     return _Source(file, series, layout, leading, colours, PageReader(file, keyframe))
 
 
@@ -264,10 +267,11 @@ def _colours(file: tifffile.TiffFile, keyframe: tifffile.TiffPage) -> np.ndarray
     return (table.T >> 8).astype(np.uint8)
 
 
-def _pixels(source: _Source, picked: Pick) -> np.ndarray:
-    """Return the picked planes whole, (C, Y, X)."""
+def _whole(source: _Source, picked: Pick) -> OpenImage:
+    """Return the picked planes, in memory."""
     height, width = picked.layout.yx
-    return without_opaque(_values(source, picked, Region(0, height, 0, width)), picked)
+    pixels = without_opaque(_values(source, picked, Region(0, height, 0, width)), picked)
+    return held(pixels, colour=picked.colour)
 
 
 def _values(source: _Source, picked: Pick, region: Region) -> np.ndarray:

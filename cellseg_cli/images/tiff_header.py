@@ -143,7 +143,7 @@ def _layout(page: _Directory) -> Layout | None:
     if not _has_pixels(page) or not _is_plain_text(page, shape):
         return None
     dtype = np.dtype(f"{kind}{bits // 8}")
-    return Layout("YX" if samples == 1 else "YXS", shape, dtype)
+    return Layout("YX" if samples == 1 else "YXS", shape, dtype, rgb=samples == 3)
 
 
 def _has_pixels(page: _Directory) -> bool:

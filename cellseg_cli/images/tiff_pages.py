@@ -10,6 +10,7 @@ are kept, up to :data:`KEPT_BYTES`, for the region beside it.
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from cellseg_cli.images.planes import MAX_PIXELS
 KEPT_BYTES = 32 << 20
 _AGAIN = "copy or export it again"
 _JPEGS = (6, 7, 34892, 33007)  # compressions whose blocks need the tables of their page
+_JPEGS_2000 = (33003, 33004, 33005, 34712)
 
 Page: TypeAlias = "tifffile.TiffPage | tifffile.TiffFrame"
 
@@ -158,6 +160,7 @@ class PageReader:
             else:
                 yield self.keyframe.decode(None, number)[1], kept
         for data, number in self._stored(page, missing):
+            _check_codestream(self.keyframe, data or b"")
             tables = {"jpegtables": page.jpegtables, "jpegheader": self.keyframe.jpegheader}
             block, at, _ = self.keyframe.decode(
                 data, number, **(tables if self.keyframe.compression in _JPEGS else {})
@@ -212,6 +215,44 @@ def _check_block_size(keyframe: tifffile.TiffPage) -> None:
             f"TIFF is damaged: it says that each block has {values} values, "
             f"an image has at most {MAX_PIXELS}; {_AGAIN}"
         )
+
+
+def _check_codestream(keyframe: tifffile.TiffPage, data: bytes) -> None:
+    """Refuse a block that is an image larger than the block: it would be decoded, and cut."""
+    if keyframe.compression in _JPEGS[1:]:  # the old kind has no frame of its own
+        size = _jpeg_px(data)
+    elif keyframe.compression in _JPEGS_2000:
+        size = _jpeg_2000_px(data)
+    else:
+        return
+    _, *block = _block_px(keyframe)
+    if size is not None and (size[0] > block[0] or size[1] > block[1]):
+        raise InputError(
+            f"TIFF is damaged: a block of {block[0]}×{block[1]} px holds an image of "
+            f"{size[0]}×{size[1]} px; {_AGAIN}"
+        )
+
+
+def _jpeg_px(data: bytes) -> tuple[int, int] | None:
+    """Height and width from the frame header; None if there is none before the pixels."""
+    at = 2
+    while at + 9 <= len(data):
+        marker, length, _, height, width = struct.unpack_from(">HHBHH", data, at)
+        if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
+            return height, width
+        if marker < 0xFF01 or marker == 0xFFDA:
+            return None
+        at += 2 + length
+    return None
+
+
+def _jpeg_2000_px(data: bytes) -> tuple[int, int] | None:
+    """Height and width from the segment that a codestream begins with; None if there is none."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    if at < 0 or at + 24 > len(data):
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
+    return bottom - top, right - left
 
 
 def _grid(keyframe: tifffile.TiffPage) -> tuple[int, int, int, int]:

@@ -30,9 +30,10 @@ _DTYPES_3 = frozenset(
     | {"float16", "float32", "float64"}
 )
 #: Codecs that only decode; numcodecs also has some that run what is in the file (pickle).
-_COMPRESSORS_2 = frozenset({"blosc", "zlib", "gzip", "bz2", "lzma", "zstd", "lz4"})
+_COMPRESSORS_2 = frozenset({"blosc", "zlib", "gzip", "zstd", "lz4"})
 _FILTERS_2 = frozenset({"delta", "shuffle", "bitround", "crc32", "adler32", "fletcher32"})
 _CODECS_3 = frozenset({"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c"})
+_COMPRESSORS_3 = _COMPRESSORS_2 & _CODECS_3
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class ArrayNode:
         Shape of what is decoded together: of a chunk, or of a chunk within a shard.
     prefix, separator
         What the names of chunk files begin with, and what stands between their numbers.
-    blosc
-        Whether the bytes of a chunk are what blosc made.
+    codec
+        What compressed the bytes of a chunk; empty if nothing did.
+    filtered
+        Whether other codecs may have made the values longer before that.
     shards
         Where a file holds many chunks: how.
     """
@@ -75,7 +78,8 @@ class ArrayNode:
     chunks: tuple[int, ...]
     prefix: str
     separator: str
-    blosc: bool
+    codec: str
+    filtered: bool
     shards: Shards | None = None
 
     @property
@@ -138,7 +142,8 @@ def _second(document: dict[str, Any]) -> ArrayNode:
     compressor = document.get("compressor")
     compressors = [] if compressor is None else [compressor["id"]]
     _check_codecs(compressors, _COMPRESSORS_2)
-    _check_codecs([one["id"] for one in document.get("filters") or ()], _FILTERS_2)
+    filters = [one["id"] for one in document.get("filters") or ()]
+    _check_codecs(filters, _FILTERS_2)
     return ArrayNode(
         2,
         _sizes(document["shape"]),
@@ -146,7 +151,8 @@ def _second(document: dict[str, Any]) -> ArrayNode:
         _sizes(document["chunks"]),
         prefix="",
         separator=_separator(document.get("dimension_separator", ".")),
-        blosc="blosc" in compressors,
+        codec=compressors[0] if compressors else "",
+        filtered=bool(filters),
     )
 
 
@@ -166,8 +172,9 @@ def _third(document: dict[str, Any]) -> ArrayNode:
         shards, chunks = _shards(chunks, inner, inside), inner
     names = [one["name"] for one in codecs]
     _check_codecs(names, _CODECS_3)
-    if "blosc" in names[:-1]:
-        raise InputError("OME-Zarr is of a kind that is not read (a codec around blosc)")
+    packing = [name for name in names if name in _COMPRESSORS_3]
+    if len(packing) > 1 or "blosc" in names[:-1]:
+        raise InputError(f"OME-Zarr is of a kind that is not read (a codec around {packing[0]})")
     keys = document["chunk_key_encoding"]
     first = keys["name"] == "default"
     separator = keys.get("configuration", {}).get("separator", "/" if first else ".")
@@ -178,7 +185,8 @@ def _third(document: dict[str, Any]) -> ArrayNode:
         chunks,
         prefix=f"c{_separator(separator)}" if first else "",
         separator=_separator(separator),
-        blosc="blosc" in names,
+        codec=packing[0] if packing else "",
+        filtered=bool(packing) and "crc32c" in names[: names.index(packing[0])],
         shards=shards,
     )
 

@@ -21,7 +21,7 @@ from cellseg_cli.arrays import SHARD_PX, Region, slabs
 from cellseg_cli.config import EmbedSettings
 from cellseg_cli.engine.tasks import Clock, Produced, Stop, Use
 from cellseg_cli.errors import CellsegError, CheckpointError, InputError
-from cellseg_cli.images.decode import OpenImage, Planes, open_image, read_image
+from cellseg_cli.images.decode import OpenImage, Planes, load_image, open_image
 from cellseg_cli.images.normalise import (
     Normalisation,
     apply,
@@ -101,9 +101,10 @@ class Network:
         """The image of a field, (C, Y, X) float32 as the network takes it, and its scale."""
         header = self.predictor.header
         with clock.on("read"):
-            image = read_image(Source.of(row), self.planes)  # (C, Y, X), dtype as stored
+            loaded = load_image(Source.of(row), self.planes)
+            image = loaded.region(slice(None), slice(None))  # (C, Y, X), dtype as stored
             check_usable(image)
-            image = fit_channels(image, header.in_channels)
+            image = fit_channels(image, header.in_channels, colour=loaded.colour)
             norm = measure(image, header.low_percentile, header.high_percentile)
             return apply(image, norm), norm
 
@@ -146,7 +147,8 @@ def _reader(
     def read(rows: slice, columns: slice) -> np.ndarray:
         stop.check()
         with clock.on("read"):
-            return apply(fit_channels(image.region(rows, columns), channels), norm)
+            values = image.region(rows, columns)
+            return apply(fit_channels(values, channels, colour=image.colour), norm)
 
     return read
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cellseg_cli.config import TrainSettings
 from cellseg_cli.errors import CellsegError, ConfigError, InputError
 from cellseg_cli.images.annotations import Annotations, open_annotations
-from cellseg_cli.images.decode import read_image
+from cellseg_cli.images.decode import load_image
 from cellseg_cli.images.discover import Field, Found, discover
 from cellseg_cli.images.normalise import (
     Normalisation,
@@ -333,9 +333,10 @@ def _read_raw(source: Source, settings: TrainSettings) -> np.ndarray:
     """The image (C, Y, X) as it is stored, with the channels that the network takes."""
     if source.field.fault:
         raise InputError(source.field.fault)
-    raw = read_image(source.field.source, source.planes)
+    image = load_image(source.field.source, source.planes)
+    raw = image.region(slice(None), slice(None))
     check_usable(raw)
-    return fit_channels(raw, settings.in_channels)
+    return fit_channels(raw, settings.in_channels, colour=image.colour)
 
 
 def _measured(raw: np.ndarray, settings: TrainSettings) -> Normalisation:

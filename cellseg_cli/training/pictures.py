@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cellseg_cli.config import PretrainSettings
 from cellseg_cli.errors import CellsegError, InputError
-from cellseg_cli.images.decode import open_image, read_header, read_image
+from cellseg_cli.images.decode import load_image, open_image, read_header
 from cellseg_cli.images.discover import discover
 from cellseg_cli.images.normalise import (
     Normalisation,
@@ -30,7 +30,7 @@ from cellseg_cli.images.normalise import (
     survey_regions,
 )
 from cellseg_cli.images.planes import Planes
-from cellseg_cli.images.regions import OpenImage, held
+from cellseg_cli.images.regions import OpenImage
 from cellseg_cli.images.source import Field
 from cellseg_cli.training.data import CACHE_BYTES, Failed
 
@@ -77,7 +77,7 @@ class Pictures:
     fields: tuple[Field, ...]
     settings: PretrainSettings
     scales: tuple[Normalisation, ...]
-    _kept: dict[str, NDArray[np.generic]]
+    _kept: dict[str, OpenImage]
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -87,7 +87,7 @@ class Pictures:
         """Open one field, of which regions are read until the end of the ``with`` statement."""
         chosen, scale = self.fields[index], self.scales[index]
         if (kept := self._kept.get(chosen.id)) is not None:
-            yield Picture(held(kept), scale, self.settings.in_channels)
+            yield Picture(kept, scale, self.settings.in_channels)
             return
         with open_image(chosen.source, _planes(self.settings)) as image:
             yield Picture(image, scale, self.settings.in_channels)
@@ -115,7 +115,8 @@ class Picture:
         if len(values) == 1:
             one = Normalisation(self.scale.low[:1], self.scale.high[:1])
             return apply(values, one)
-        return apply(fit_channels(values, self.in_channels), self.scale)
+        fitted = fit_channels(values, self.in_channels, colour=self.image.colour)
+        return apply(fitted, self.scale)
 
 
 def usable_pictures(
@@ -153,7 +154,7 @@ class _Look:
 
     settings: PretrainSettings
     room_bytes: int
-    kept: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    kept: dict[str, OpenImage] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def at(self, one: Field) -> Normalisation | str:
@@ -173,14 +174,16 @@ class _Look:
             with open_image(one.source, planes) as image:
                 return survey_regions(image, settings.in_channels, *percentiles)
         try:
-            raw = read_image(one.source, planes)
+            image = load_image(one.source, planes)
+            raw = image.region(slice(None), slice(None))
             check_usable(raw)
-            scale = measure(fit_channels(raw, settings.in_channels), *percentiles)
+            fitted = fit_channels(raw, settings.in_channels, colour=image.colour)
+            scale = measure(fitted, *percentiles)
         except CellsegError:
             self._has_room(-size)
             raise
         with self._lock:
-            self.kept[one.id] = raw
+            self.kept[one.id] = image
         return scale
 
     def _has_room(self, size: int) -> bool:

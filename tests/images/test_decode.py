@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -16,7 +16,14 @@ import tifffile
 
 from cellseg_cli.errors import CellsegError, ConfigError, InputError, LimitError
 from cellseg_cli.images import planes as planes_module
-from cellseg_cli.images.decode import ImageHeader, Planes, read_header, read_image
+from cellseg_cli.images.decode import (
+    ImageHeader,
+    Planes,
+    load_image,
+    open_image,
+    read_header,
+    read_image,
+)
 from cellseg_cli.images.discover import find_fields
 
 GREY = np.arange(12 * 10, dtype=np.uint8).reshape(12, 10)
@@ -183,6 +190,39 @@ def test_a_fourth_channel_that_is_no_alpha_stays(tmp_path: Path) -> None:
     pixels = np.dstack([COLOUR, np.full_like(GREY, 255)])
     image = read(tmp_path, tiff(pixels, photometric="rgb", extrasamples=["unspecified"]))
     np.testing.assert_array_equal(image, pixels.transpose(2, 0, 1))
+
+
+FOUR = np.dstack([COLOUR, GREY])
+STAINS = np.stack([GREY, 255 - GREY, GREY // 2])
+RGBA = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "planes", "colour"),
+    [
+        (lambda: png(COLOUR.reshape(12, 30), 8, 2), Planes(), True),
+        (lambda: png(FOUR.reshape(12, 40), 8, 6), Planes(), True),
+        (lambda: png(np.repeat(GREY, 2, axis=1), 8, 4), Planes(), False),
+        (lambda: imagecodecs.jpeg8_encode(COLOUR), Planes(), True),
+        (lambda: tiff(COLOUR, photometric="rgb"), Planes(), True),
+        (lambda: tiff(STAINS, photometric="rgb", planarconfig="separate"), Planes(), True),
+        (lambda: tiff(FOUR, **RGBA), Planes(), True),
+        (lambda: tiff(FOUR, **RGBA), Planes(channel=(0, 1, 2)), True),
+        (lambda: tiff(FOUR, **RGBA), Planes(channel=(1, 2, 3)), False),
+        (lambda: tiff(FOUR, photometric="rgb", extrasamples=["unspecified"]), Planes(), False),
+        (lambda: tiff(COLOUR, photometric="minisblack"), Planes(z="max"), False),
+        (lambda: tiff(STAINS, metadata={"axes": "CYX"}, ome=True), Planes(), False),
+        (lambda: tiff(STAINS, imagej=True, metadata={"axes": "CYX"}), Planes(), False),
+        (lambda: tiff(GREY), Planes(), False),
+    ],
+)
+def test_stains_are_told_from_colours(
+    tmp_path: Path, data: Callable[[], bytes], planes: Planes, colour: bool
+) -> None:
+    (path := tmp_path / "image").write_bytes(data())
+    assert load_image(path, planes).colour == colour
+    with open_image(path, planes) as image:
+        assert image.colour == colour
 
 
 def test_what_a_png_says_of_its_colours_is_passed_over(tmp_path: Path) -> None:
@@ -848,3 +888,17 @@ def test_real_pngs_equal_what_opencv_reads(real_data: Path) -> None:
         expected = cv2.imread(str(field.path), cv2.IMREAD_UNCHANGED)
         expected = expected[..., :3][..., ::-1] if expected.ndim == 3 else expected[..., None]
         np.testing.assert_array_equal(read_image(field.path), expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000"])
+def test_a_block_that_is_a_larger_image_is_not_decoded(tmp_path: Path, compression: str) -> None:
+    pixels = np.tile(GREY, (12, 13))  # 144 × 130 px
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(pixels, compression=compression, rowsperstrip=144))
+    assert read_image(path).shape == (1, 144, 130)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for tag in (257, 278):  # height, and rows of a strip
+            file.pages.first.tags[tag].overwrite(100)
+    assert refusal(tmp_path, path.read_bytes()) == (
+        f"TIFF is damaged: a block of 100×130 px holds an image of 144×130 px{AGAIN}"
+    )

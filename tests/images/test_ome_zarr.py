@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -296,6 +297,69 @@ def test_a_truncated_chunk_is_refused_where_it_is_read(
     assert text.endswith(AGAIN)
 
 
+@pytest.mark.parametrize(
+    ("zarr_format", "name"),
+    [(2, "zlib"), (2, "gzip"), (2, "zstd"), (2, "lz4"), (3, "gzip"), (3, "zstd"), (3, "blosc")],
+)
+def test_a_chunk_that_grows_beyond_its_size_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zarr_format: int, name: str
+) -> None:
+    from numcodecs import LZ4, Blosc, GZip, Zlib, Zstd
+    from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+
+    packs = {"zlib": Zlib(), "gzip": GZip(), "zstd": Zstd(), "lz4": LZ4(), "blosc": Blosc()}
+    thirds: dict[str, Any] = {"gzip": GzipCodec(), "zstd": ZstdCodec(), "blosc": BloscCodec()}
+    folder = write_image(
+        tmp_path / "a.zarr",
+        STACK[0, 0, 0],
+        "yx",
+        zarr_format=zarr_format,
+        chunks=(30, 40),
+        compressors=packs[name] if zarr_format == 2 else thirds[name],
+    )
+    (chunk,) = chunk_files(folder)
+    np.testing.assert_array_equal(read_image(folder)[0], STACK[0, 0, 0])
+    expected = STACK[0, 0, 0].nbytes
+    chunk.write_bytes(bytes(packs[name].encode(bytes(200 * expected))))
+    monkeypatch.setattr(zarr.Array, "__getitem__", None)
+    text = refusal(lambda: read_image(folder), folder)
+    assert text.startswith("OME-Zarr is damaged: a chunk in ")
+    claimed = f"{200 * expected}" if name == "blosc" else f"more than {expected}"
+    assert f"holds {claimed} bytes of values" in text
+    chunk.write_bytes(np.random.default_rng(0).bytes(3 * expected + 1024))
+    assert refusal(lambda: read_image(folder), folder).startswith("OME-Zarr is damaged: a chunk")
+
+
+@pytest.mark.parametrize("filters", [["fletcher32"], ["delta"], ["shuffle"]])
+@pytest.mark.parametrize("name", ["blosc", "zstd", "gzip", "lz4"])
+def test_filters_may_make_chunks_longer(tmp_path: Path, filters: list[str], name: str) -> None:
+    import numcodecs
+
+    known = {
+        "fletcher32": numcodecs.Fletcher32(),
+        "delta": numcodecs.Delta(dtype="<u2", astype="<i4"),
+        "shuffle": numcodecs.Shuffle(2),
+    }
+    packs = {"blosc": numcodecs.Blosc(), "zstd": numcodecs.Zstd(), "gzip": numcodecs.GZip()}
+    folder = write_image(
+        tmp_path / "a.zarr",
+        STACK[0, 0, 0],
+        "yx",
+        zarr_format=2,
+        compressors=packs.get(name, numcodecs.LZ4()),
+        filters=[known[one] for one in filters],
+    )
+    np.testing.assert_array_equal(read_image(folder)[0], STACK[0, 0, 0])
+
+
+def test_only_one_codec_compresses(tmp_path: Path) -> None:
+    from zarr.codecs import GzipCodec, ZstdCodec
+
+    twice = [GzipCodec(), ZstdCodec()]
+    folder = write_image(tmp_path / "a.zarr", STACK[0, 0, 0], "yx", compressors=twice)
+    assert both_refusals(folder) == "OME-Zarr is of a kind that is not read (a codec around gzip)"
+
+
 @pytest.mark.parametrize("location", ["start", "end"])
 def test_a_damaged_chunk_in_a_shard_of_blosc_is_refused(
     tmp_path: Path, location: Literal["start", "end"]
@@ -415,6 +479,32 @@ def test_codecs_that_may_run_code_are_refused(tmp_path: Path) -> None:
     assert both_refusals(folder) == "OME-Zarr holds |O values, which are not intensities"
 
 
+@pytest.mark.parametrize("count", [10**8, 10**12 - 1])
+@pytest.mark.parametrize(
+    ("axes", "planes", "reason"),
+    [
+        ("cyx", Planes(), "is too large: 64×64 px × "),
+        ("zyx", Planes(z="max"), "has {} z planes, the limit (MAX_PLANES) is 1048576"),
+        ("tyx", Planes(t=0), "has {} time points, the limit (MAX_PLANES) is 1048576"),
+    ],
+)
+def test_a_plane_is_not_counted_before_there_may_be_so_many(
+    tmp_path: Path, count: int, axes: str, planes: Planes, reason: str
+) -> None:
+    folder = write_image(tmp_path / "a.zarr", np.zeros((1, 64, 64), np.uint8), axes)
+    path = folder / "0" / "zarr.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "shape": [count, 64, 64]}))
+    (folder / "0/c/0/0").mkdir(parents=True)
+    (folder / "0/c/0/0/0").write_bytes(bytes(64 * 64))
+    tracemalloc.start()
+    text = refusal(lambda: read_header(folder, planes), folder, LimitError)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert text.startswith(reason.format(count))
+    assert peak < 1 << 20
+
+
 def test_sizes_are_checked_before_memory_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,18 +535,14 @@ def test_paths_never_leave_the_folder(tmp_path: Path, path: str) -> None:
     folder = write_image(tmp_path / "a.zarr", STACK[0, 0, 0], "yx")
     image = {"axes": axes_of("yx"), "datasets": [{"path": path}]}
     write_group(folder, 3, {"multiscales": [image]})
-    assert both_refusals(folder) == (
-        f"OME-Zarr has the path {path!r} in its metadata, which is no path within it{AGAIN}"
-    )
-    for plate in (
-        {"wells": [{"path": path}]},
-        {"wells": [{"path": "A/1"}]},
-    ):
-        write_group(folder, 3, {"plate": plate})
-        write_group(folder / "A" / "1", 3, {"well": {"images": [{"path": path}]}})
-        assert refusal(lambda: images_in(folder), folder) == (
-            f"OME-Zarr has the path {path!r} in its metadata, which is no path within it{AGAIN}"
-        )
+    reason = f"OME-Zarr has the path {path!r} in its metadata, which is no path within it{AGAIN}"
+    assert both_refusals(folder) == reason
+    write_group(folder, 3, {"plate": {"wells": [{"path": path}]}})
+    assert refusal(lambda: images_in(folder), folder) == reason
+    write_group(folder, 3, {"plate": {"wells": [{"path": "A/1"}]}})
+    write_group(folder / "A/1", 3, {"well": {"images": [{"path": path}]}})
+    (image,) = images_in(folder)
+    assert image == ZarrImage("A/1", None, f"{folder / 'A/1'}: {reason}")
 
 
 def test_axes_that_are_no_image(tmp_path: Path) -> None:
@@ -539,10 +625,6 @@ def test_an_image_alone_and_the_series_of_bio_formats(tmp_path: Path) -> None:
 
 def test_plates_that_are_damaged(tmp_path: Path) -> None:
     folder = write_plate(tmp_path / "p.zarr", 3)
-    write_group(folder / "C/03", 3, {"well": {}})
-    assert refusal(lambda: images_in(folder), folder) == (
-        f"OME-Zarr well C/03 has no fields{AGAIN}"
-    )
     write_group(folder, 3, {"plate": {"wells": [{"path": "B02"}]}})
     assert refusal(lambda: images_in(folder), folder) == (
         "OME-Zarr plate has a well B02, which is no row/column"
@@ -557,6 +639,27 @@ def test_plates_that_are_damaged(tmp_path: Path) -> None:
     assert refusal(lambda: images_in(well), well) == (
         "is one well of an OME-Zarr plate; give the plate"
     )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda well: write_group(well, 3, {"well": {}}), "OME-Zarr well has no fields"),
+        (shutil.rmtree, "OME-Zarr well has no fields"),
+        (
+            lambda well: write_group(well, 3, {"well": {"images": [{"path": "../B"}]}}),
+            "OME-Zarr has the path '../B' in its metadata, which is no path within it",
+        ),
+    ],
+)
+def test_a_bad_well_costs_no_other_well(
+    tmp_path: Path, spoil: Callable[[Path], object], reason: str
+) -> None:
+    folder = write_plate(tmp_path / "p.zarr", 3)
+    spoil(well := folder / "C/03")
+    fields = find_fields(tmp_path)
+    assert [field.id for field in fields] == ["p/B/02/0", "p/B/02/1", "p/C/03"]
+    assert [field.fault for field in fields] == [None, None, f"{well}: {reason}{AGAIN}"]
 
 
 def test_metadata_takes_no_zarr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,14 @@ BOMB = """<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;
         (BOMB, "has a document type, which no plate reader writes"),
         ("<a><b></a>", "is not XML (mismatched tag: line 1, column 8)"),
         ("", "is not XML (no element found: line 1, column 0)"),
+        (
+            '<?xml version="1.0" encoding="shift_jis"?><a/>',
+            "is XML in an encoding that is not read (multi-byte encodings are not supported)",
+        ),
+        (
+            '<?xml version="1.0" encoding="foo"?><a/>',
+            "is XML in an encoding that is not read (unknown encoding: foo)",
+        ),
     ],
 )
 def test_metadata_that_cannot_be_read_is_told(tmp_path: Path, text: str, reason: str) -> None:

@@ -5,7 +5,9 @@ The metadata is read here by other means than the package has: regular expressio
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import string
 from pathlib import Path
 
@@ -83,6 +85,27 @@ def test_cellvoyager_tells_its_channels_and_what_it_leaves_out(plates: Path) -> 
         f"{folder}: a cellvoyager plate of 12 fields, 3 wells, 2 channels (BP445/45, BP525/50), "
         "4 z planes; left out by rule: 6 correction images",
     )
+
+
+def test_damaged_settings_cost_the_names_of_channels_and_no_field(
+    plates: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(plates / "CellVoyager", tmp_path / "p", copy_function=os.symlink)
+    whole = discover(tmp_path / "p")
+    for path in sorted((tmp_path / "p").rglob("*F003*.tif")):
+        path.unlink()
+    (settings,) = (tmp_path / "p").rglob("*.mes")
+    text = settings.read_bytes()[:3000]
+    settings.unlink()
+    settings.write_bytes(text)
+    found = discover(tmp_path / "p")
+    assert [field.id for field in found.fields] == [field.id for field in whole.fields]
+    lost = [field.fault for field in found.fields if field.fault]
+    assert len(lost) == sum(field.id.endswith("f003") for field in whole.fields) > 0
+    assert all("MeasurementData.mlf lists" in fault for fault in lost)
+    assert found.fields[0].source.channel_names == ("C01", "C02")
+    (note,) = [note for note in found.notes if note.startswith(str(settings))]
+    assert note.endswith("; its channels have no names")
 
 
 def htd(path: Path) -> dict[str, list[str]]:

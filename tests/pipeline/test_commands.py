@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 from cellseg_cli.cli.app import run
 from cellseg_cli.store import Store
@@ -54,6 +56,24 @@ def test_both_stages_and_their_json(
     assert mark is not None
     names = ("method", "min_area_px", "foreground", "seed_level")
     assert [mark["settings"][name] for name in names] == ["seeds", 7, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("side", [48, 4104])
+def test_three_stains_are_not_taken_for_colours(
+    tmp_path: Path, out: Path, model: Path, side: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What decides is what the file says, in a field embedded at once and in one of slabs."""
+    image = np.random.default_rng(0).integers(0, 200, (3, 24, side), dtype=np.uint8)
+    (images := tmp_path / "images").mkdir()
+    tifffile.imwrite(images / "stains.tif", image, imagej=True, metadata={"axes": "CYX"})
+    tifffile.imwrite(images / "colours.tif", image.transpose(1, 2, 0), photometric="rgb")
+    embed = ["embed", str(images), "--model", str(model), "--device", "cpu", "--json", "--quiet"]
+    embed += ["--tile", "256", "--set", "halo_px=32", "--out"]
+    assert run([*embed, str(out)]) == 1
+    reason = "the image has 3 channels, the model takes 1; choose them, e.g. --channel 0"
+    told = json.loads(capsys.readouterr().out)
+    assert (told["done"], told["failed"]) == (1, [{"field": "stains", "reason": reason}])
+    assert run([*embed, str(tmp_path / "chosen.zarr"), "--channel", "0"]) == 0
 
 
 @pytest.mark.parametrize(

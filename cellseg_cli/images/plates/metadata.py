@@ -38,6 +38,8 @@ class Metadata:
         How many of each there should be (wells, sites, time points), where that is told.
     errors
         Number of faults that the reader noted while it took the images.
+    notes
+        What could not be read of it.
     """
 
     source: Path
@@ -46,6 +48,7 @@ class Metadata:
     files: frozenset[str] | None = None
     expected: Mapping[str, int] = field(default_factory=dict)
     errors: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def read_htd(path: Path) -> Metadata:
@@ -83,7 +86,8 @@ def read_measurement(path: Path) -> Metadata:
     Raises
     ------
     InputError
-        The file cannot be read, is too large, or is not XML without a document type.
+        The file cannot be read, is too large, or is not XML without a document type.  A ``.mes``
+        of which this is true costs the names of the channels; that stands in the notes.
     """
     files: list[str] = []
     errors = 0
@@ -99,7 +103,12 @@ def read_measurement(path: Path) -> Metadata:
             files.append(text)
 
     _read_xml(path, begins, ends)
-    return Metadata(path, None, _settings_channels(path.parent), frozenset(files), {}, errors)
+    channels, notes = {}, []
+    try:
+        channels = _settings_channels(path.parent)
+    except InputError as fault:
+        notes.append(f"{fault}; its channels have no names")
+    return Metadata(path, None, channels, frozenset(files), {}, errors, tuple(notes))
 
 
 def _settings_channels(folder: Path) -> dict[str, str]:
@@ -227,13 +236,14 @@ def _read_xml(
     parser.CharacterDataHandler = texts.append
     parser.StartDoctypeDeclHandler = refused
     try:
-        if (size := path.stat().st_size) > MAX_XML_BYTES:
-            raise InputError(
-                f"{path}: has {size} bytes, more than the {MAX_XML_BYTES} that are read"
-            )
+        _check_size(path, MAX_XML_BYTES)
         with path.open("rb") as stream:
             parser.ParseFile(stream)
     except OSError as fault:
         raise InputError(f"{path}: cannot be read ({fault.strerror})") from fault
     except expat.ExpatError as fault:
         raise InputError(f"{path}: is not XML ({fault})") from fault
+    except InputError:
+        raise
+    except (ValueError, LookupError) as fault:  # of expat: a multi-byte encoding, or an unknown one
+        raise InputError(f"{path}: is XML in an encoding that is not read ({fault})") from fault

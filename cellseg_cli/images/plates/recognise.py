@@ -198,9 +198,12 @@ def _metadata(
         if reader is None or not of_plate:
             continue
         try:
-            return reader(root / path)
+            metadata = reader(root / path)
         except InputError as fault:
             notes.append(f"{fault}; the plate is read by the names of its files")
+        else:
+            notes += metadata.notes
+            return metadata
     return None
 
 
