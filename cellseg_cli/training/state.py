@@ -155,6 +155,12 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
             moments.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    # Files hold them contiguous.  A fused optimiser walks a weight and its moments alike, as they
+    # lie in memory: those of a channels-last weight must be laid out as it is.
+    for weight, kept in optimizer.state.items():
+        for key, moment in kept.items():
+            if moment.shape == weight.shape:
+                kept[key] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
 
 
 def _content(path: Path) -> dict[str, Any]:

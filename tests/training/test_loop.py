@@ -139,11 +139,16 @@ loop.train(open_split([data], validation=[data]), out, settings, emit=kill)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "every", "after_s", "kept"),
-    [*((recipe, 5, 1e9, 5) for recipe in OBJECTIVES), ("spatial", 250, 0.0, 4)],
+    ("recipe", "optimizer", "every", "after_s", "kept"),
+    [
+        *((recipe, "muon", 5, 1e9, 5) for recipe in OBJECTIVES),
+        ("spatial", "adamw", 5, 1e9, 5),
+        ("spatial", "muon", 250, 0.0, 4),
+    ],
 )
 def test_a_run_killed_with_9_ends_as_if_it_had_not_been(
     recipe: str,
+    optimizer: str,
     every: int,
     after_s: float,
     kept: int,
@@ -157,7 +162,9 @@ def test_a_run_killed_with_9_ends_as_if_it_had_not_been(
     so slow that every report writes one, at step 4.
     """
     monkeypatch.setattr(loop, "SAVE_EVERY", 5)
-    settings = dataclasses.replace(TINY, recipe=recipe, steps=12, validate_every=4)
+    settings = dataclasses.replace(
+        TINY, recipe=recipe, optimizer=optimizer, steps=12, validate_every=4
+    )
     split = open_split([str(discs)], validation=[str(discs)])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(split, whole, settings)
