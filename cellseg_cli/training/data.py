@@ -7,6 +7,7 @@ set and cell type; the groups decide how often a field is drawn.
 from __future__ import annotations
 
 import csv
+import hashlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +76,7 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """What tells this field from another one when a run is resumed."""
+        """What names this field when a run is resumed; of pseudo-labels also what they are."""
         return self.pseudo.identity if self.pseudo else self.field.id
 
 
@@ -126,6 +127,15 @@ class Example:
         """What it takes in memory."""
         arrays = (self.image, self.labels, self.under, self.levels)
         return sum(array.nbytes for array in arrays if array is not None)
+
+    def digest(self) -> str:
+        """Return what any other image or target has not: 16 hexadecimal digits."""
+        kept = hashlib.blake2b(digest_size=8)
+        for array in (self.image, self.labels, self.under, self.levels):
+            if array is not None:
+                kept.update(f"{array.dtype.str}{array.shape}".encode())
+                kept.update(np.ascontiguousarray(array).data)
+        return kept.hexdigest()
 
     def values(self, channel: int, region: tuple[slice, slice]) -> NDArray[np.float32]:
         """Return the normalised values of a part of one channel, (y, x) float32."""
@@ -379,15 +389,25 @@ class Examples:
     _kept: dict[int, Example] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _bytes: int = 0
+    _digests: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    def identities(self) -> list[list[str]]:
+        """Return what each field is known by when a run goes on: name, group, and content."""
+        return [
+            [source.identity, source.group, self._digests.get(index) or self[index].digest()]
+            for index, source in enumerate(self.sources)
+        ]
 
     def __getitem__(self, index: int) -> Example:
         if (kept := self._kept.get(index)) is not None:
             return kept
         example = self._read(index)
         size = example.nbytes
+        if index not in self._digests:
+            self._digests[index] = example.digest()
         with self._lock:
             if index not in self._kept and self._bytes + size <= self.cache_bytes:
                 self._kept[index] = example
@@ -408,7 +428,10 @@ class Examples:
         kept = {new: self._kept[index] for new, index in enumerate(indices) if index in self._kept}
         size = sum(each.nbytes for each in kept.values())
         sources = [self.sources[index] for index in indices]
-        return Examples(sources, self.settings, self.cache_bytes, kept, _bytes=size)
+        digests = {new: self._digests[index] for new, index in enumerate(indices)}
+        return Examples(
+            sources, self.settings, self.cache_bytes, kept, _bytes=size, _digests=digests
+        )
 
     def fault(self, index: int) -> str | None:
         """Return why a field cannot be used, or None; decodes it."""

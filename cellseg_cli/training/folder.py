@@ -25,8 +25,8 @@ METRICS = "metrics.csv"
 DRAWS = 2
 
 
-def identity_of(settings: TrainSettings, examples: Examples) -> dict[str, Any]:
-    """Return what makes a run this run.
+def identity_of(settings: TrainSettings, examples: Examples, held: Examples) -> dict[str, Any]:
+    """Return what makes a run this run: settings, and the content of every field.
 
     Where and in which precision it is computed does not, nor the rhythm of validation; where
     `minutes` are given, the number of steps is found and not asked for.
@@ -40,7 +40,8 @@ def identity_of(settings: TrainSettings, examples: Examples) -> dict[str, Any]:
         content["init"] = initial_fingerprint(find_initial(settings.init))
     content |= {name: list(one) for name, one in content.items() if isinstance(one, tuple)}
     content["draws"] = DRAWS
-    content["fields"] = [source.identity for source in examples.sources]
+    content["fields"] = examples.identities()
+    content["held_out"] = held.identities()
     return content
 
 

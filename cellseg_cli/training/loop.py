@@ -134,7 +134,7 @@ def train(
     initial = load_initial(model, find_initial(settings.init)) if settings.init else None
     model = model.to(fabric.device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, settings)
-    state = State(model, averaged_copy(model), optimizer, identity_of(settings, examples))
+    state = State(model, averaged_copy(model), optimizer, identity_of(settings, examples, held))
     if not overwrite:  # in every process: one alone would leave the others waiting
         refuse_another_run(out, state)
     if fabric.global_rank == 0:

@@ -7,6 +7,8 @@ the scale is kept, and each region is read from its file again.  Both give the s
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +26,7 @@ from cellseg_cli.images.discover import discover
 from cellseg_cli.images.normalise import (
     Normalisation,
     apply,
-    check_usable,
     fit_channels,
-    measure,
     survey_regions,
 )
 from cellseg_cli.images.planes import Planes
@@ -72,11 +72,15 @@ def find_pictures(images: Sequence[str | Path], settings: PretrainSettings) -> F
 
 @dataclass
 class Pictures:
-    """The fields that can be used, each with its scale.  Safe to read from several threads."""
+    """The fields that can be used, each with its scale and the digest of its pixels.
+
+    Safe to read from several threads.
+    """
 
     fields: tuple[Field, ...]
     settings: PretrainSettings
     scales: tuple[Normalisation, ...]
+    digests: tuple[str, ...]
     _kept: dict[str, OpenImage]
 
     def __len__(self) -> int:
@@ -141,50 +145,69 @@ def usable_pictures(
             f"not one of {len(fields)} images can be used: there is nothing to learn from; "
             f"the first: {failed[0].reason}"
         )
-    good = tuple((field, one) for field, one in pairs if isinstance(one, Normalisation))
+    good = tuple((field, one) for field, one in pairs if not isinstance(one, str))
     pictures = Pictures(
-        tuple(field for field, _ in good), settings, tuple(one for _, one in good), look.kept
+        tuple(field for field, _ in good),
+        settings,
+        tuple(scale for _, (scale, _) in good),
+        tuple(digest for _, (_, digest) in good),
+        look.kept,
     )
     return pictures, failed
 
 
 @dataclass
 class _Look:
-    """The first look at each field: its scale, or its fault; keeps what memory has room for."""
+    """The first look at each field, or its fault; keeps what memory has room for."""
 
     settings: PretrainSettings
     room_bytes: int
     kept: dict[str, OpenImage] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def at(self, one: Field) -> Normalisation | str:
+    def at(self, one: Field) -> tuple[Normalisation, str] | str:
+        """The scale of a field and the digest of its pixels, or why it cannot be used."""
         if one.fault:
             return one.fault
         try:
-            return self._scale(one)
+            return self._seen(one)
         except CellsegError as error:
             return str(error)
 
-    def _scale(self, one: Field) -> Normalisation:
-        settings, planes = self.settings, _planes(self.settings)
-        percentiles = settings.low_percentile, settings.high_percentile
+    def _seen(self, one: Field) -> tuple[Normalisation, str]:
+        planes = _planes(self.settings)
         header = read_header(one.source, planes)
         size = header.channels * header.shape[0] * header.shape[1] * np.dtype(header.dtype).itemsize
         if not self._has_room(size):
             with open_image(one.source, planes) as image:
-                return survey_regions(image, settings.in_channels, *percentiles)
+                return self._surveyed(image)
         try:
             image = load_image(one.source, planes)
-            raw = image.region(slice(None), slice(None))
-            check_usable(raw)
-            fitted = fit_channels(raw, settings.in_channels, colour=image.colour)
-            scale = measure(fitted, *percentiles)
+            seen = self._surveyed(image)
         except CellsegError:
             self._has_room(-size)
             raise
         with self._lock:
             self.kept[one.id] = image
-        return scale
+        return seen
+
+    def _surveyed(self, image: OpenImage) -> tuple[Normalisation, str]:
+        """What one look at every pixel gives, in memory or not."""
+        digest = hashlib.blake2b(f"{image.dtype.str}{image.shape}".encode(), digest_size=8)
+
+        def read(rows: slice, columns: slice) -> np.ndarray:
+            values = np.ascontiguousarray(image.read(rows, columns))
+            digest.update(values.data)
+            return values
+
+        settings = self.settings
+        scale = survey_regions(
+            dataclasses.replace(image, read=read),
+            settings.in_channels,
+            settings.low_percentile,
+            settings.high_percentile,
+        )
+        return scale, digest.hexdigest()
 
     def _has_room(self, size: int) -> bool:
         """Take `size` bytes of the room if they are there; give them back where negative."""

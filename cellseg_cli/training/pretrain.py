@@ -293,5 +293,6 @@ def _identity(settings: PretrainSettings, pictures: Pictures) -> dict[str, Any]:
     for name in ("device", "precision", "include", "exclude", "pattern"):
         content.pop(name)
     content |= {name: list(one) for name, one in content.items() if isinstance(one, tuple)}
-    content["fields"] = [field.id for field in pictures.fields]
+    ids = (field.id for field in pictures.fields)
+    content["fields"] = [list(one) for one in zip(ids, pictures.digests, strict=True)]
     return content

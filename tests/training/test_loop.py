@@ -7,12 +7,15 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -214,6 +217,34 @@ def test_other_settings_on_the_same_folder_are_refused(discs: Path, tmp_path: Pa
         "use another --out, or --overwrite to start anew"
     )
     assert train(split, tmp_path / "run", other, overwrite=True).steps == TINY.steps
+
+
+def _spoil_a_label(data: Path) -> None:
+    labels = tifffile.imread(data / "labels" / "f1.tif")
+    labels[labels == labels.max()] = 0
+    tifffile.imwrite(data / "labels" / "f1.tif", labels)
+
+
+def _spoil_a_pixel(data: Path) -> None:
+    (path,) = (data / "images").glob("f1.*")
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    image[3, 4] ^= 1
+    cv2.imwrite(str(path), image)
+
+
+@pytest.mark.parametrize("spoil", [_spoil_a_label, _spoil_a_pixel])
+@pytest.mark.parametrize(("part", "told"), [("mine", "fields"), ("held", "held_out")])
+def test_other_content_under_the_same_names_is_another_run(
+    tmp_path: Path, discs: Path, spoil: Callable[[Path], None], part: str, told: str
+) -> None:
+    for name in ("mine", "held"):
+        shutil.copytree(discs, tmp_path / name)
+    data, held = str(tmp_path / "mine"), str(tmp_path / "held")
+    train(open_split([data], validation=[held]), tmp_path / "run", TINY)
+    train(open_split([data], validation=[held]), tmp_path / "run", TINY)  # goes on
+    spoil(tmp_path / part)
+    with pytest.raises(OutputExistsError, match=rf"other settings \({told}\);"):
+        train(open_split([data], validation=[held]), tmp_path / "run", TINY)
 
 
 def test_a_model_without_the_state_of_its_run_is_not_replaced_unasked(

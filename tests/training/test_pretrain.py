@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -196,6 +197,23 @@ def test_other_settings_on_the_same_folder_are_refused(images: Path, tmp_path: P
         f"{tmp_path / 'run'} holds encoder.safetensors without the state of their run; "
         "use another --out, or --overwrite to replace them"
     )
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_other_pixels_under_the_same_names_are_another_run(
+    images: Path, tmp_path: Path, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they are kept in memory or read again: both know a field by the same digest."""
+    learn(images, tmp_path / "run")
+    limited = functools.partial(usable_pictures, cache_bytes=cache_bytes)
+    monkeypatch.setattr(loop, "usable_pictures", limited)
+    assert learn(images, tmp_path / "run").steps == 4
+    path = images / "f1.png"
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    image[3, 4] ^= 1
+    cv2.imwrite(str(path), image)
+    with pytest.raises(OutputExistsError, match=r"other settings \(fields\);"):
+        learn(images, tmp_path / "run")
 
 
 def test_bad_images_are_left_out_and_the_run_goes_on(images: Path, tmp_path: Path) -> None:
