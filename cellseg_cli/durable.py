@@ -14,6 +14,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -42,16 +43,32 @@ def temporary_path(folder: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """As :func:`temporary_path`, a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{os.getpid()}-{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files that killed processes have left: those that are a day old.
+    """Remove the temporary files and folders that killed processes left: those a day old.
 
     Which process wrote one cannot be asked, it may have run on another machine.  What cannot be
     removed stays.
     """
     with contextlib.suppress(OSError):  # no folder, another user's, or removed by another run
         for path in folder.iterdir():
-            kept = path.suffix == ".lock" or not path.is_file()  # of scratch folders
-            if not kept and time.time() - path.stat().st_mtime > _DAY_S:
+            kept = path.suffix in (".lock", ".scratch")  # scratch folders have their own rules
+            if kept or time.time() - path.stat().st_mtime <= _DAY_S:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)
 
 
@@ -64,6 +81,24 @@ def replace(temporary: Path, target: Path, *, synced: bool = True) -> None:
     if synced:
         sync(temporary)
     temporary.replace(target)
+
+
+def replace_folder(temporary: Path, target: Path, aside: Path) -> None:
+    """Give a finished folder its name, over any folder of that name, which goes to ``aside``.
+
+    Two processes that place the same one at once end with one of the two, whole.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            temporary.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+        with contextlib.suppress(FileNotFoundError):  # another process took it away
+            target.rename(aside / uuid.uuid4().hex)
 
 
 def place_if_absent(temporary: Path, target: Path) -> None:

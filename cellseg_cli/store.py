@@ -57,6 +57,8 @@ RESERVED = frozenset(
 
 Stage: TypeAlias = Literal["embed", "cluster"]
 Json: TypeAlias = Mapping[str, Any]
+#: Shape and type of arrays, by their path below a field.
+Layouts: TypeAlias = Mapping[str, tuple[tuple[int, ...], type]]
 
 _STAGES: tuple[Stage, ...] = ("embed", "cluster")
 _OWN = ".cellseg"
@@ -258,14 +260,10 @@ class Store:
         Clearing ``embed`` clears ``cluster`` too.  Fields whose id continues
         this one (``a/b`` under ``a``) stay.
         """
-        group = self._group(field_id)
-        stages = _STAGES[_STAGES.index(stage) :]
+        names = ("labels",) if stage == "cluster" else ("labels", "embedding", "classes")
         with durable.writing(self.path):
-            for one in reversed(stages):
-                (group / f"{one}.done.json").unlink(missing_ok=True)
-            for name in ("labels",) if stage == "cluster" else ("labels", "embedding", "classes"):
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.rmtree(group / name)
+            self._remove_marks(field_id, stage)
+            _remove_folders(self._group(field_id), names)
 
     def write_embedding(
         self, field_id: str, values: np.ndarray, classes: np.ndarray | None = None
@@ -287,9 +285,8 @@ class Store:
         assert values.ndim == 3 and (classes is None or classes.shape == (3, *values.shape[1:]))
         planes = [values] if classes is None else [values, classes]
         channels, height, width = values.shape
-        with self.embedding_writer(
-            field_id, (channels, height, width), classes=classes is not None
-        ) as writer:
+        layouts = _embedding_layouts((channels, height, width), classes=classes is not None)
+        with self._placed(field_id, "embed", layouts) as writer:
             for slab in writer.slabs:
                 writer.write(slab, *(plane[(slice(None), *slab)] for plane in planes))
 
@@ -310,10 +307,7 @@ class Store:
         layouts = _embedding_layouts(shape, classes=classes)
         with durable.writing(self.path):
             self.clear(field_id, "embed")
-            self._make_parents(field_id)
-            self._write_json(
-                f"{field_id}/zarr.json", ome.group_document(ome.field_metadata(layouts))
-            )
+            self._write_groups(field_id, "embed", layouts)
         return self._embedding_slabs(field_id, layouts, new=True)
 
     def embedding_part_writer(
@@ -338,9 +332,7 @@ class Store:
         with durable.writing(self.path):
             (group / "embed.done.json").unlink(missing_ok=True)
             self._write_json(f"{field_id}/zarr.json", ome.group_document({}))
-            for name in ("embedding", "classes"):
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.rmtree(group / name)
+            _remove_folders(group, ("embedding", "classes"))
 
     def holds_embedding(self, field_id: str) -> bool:
         """Whether arrays were made for the embedding of a field, and not forgotten since.
@@ -353,9 +345,44 @@ class Store:
             return False
         return "ome" in document.get("attributes", {})
 
-    def _embedding_slabs(
-        self, field_id: str, layouts: Mapping[str, tuple[tuple[int, ...], type]], *, new: bool
-    ) -> SlabWriter:
+    @contextlib.contextmanager
+    def _placed(self, field_id: str, stage: Stage, layouts: Layouts) -> Iterator[SlabWriter]:
+        """Arrays that are written aside, and take their place when they are whole.
+
+        So that a second run of the same store, started by mistake, finds or leaves whole arrays
+        wherever it is.
+        """
+        group = self._group(field_id)
+        with contextlib.ExitStack() as stack:
+            with durable.writing(self.path):
+                folder = stack.enter_context(durable.temporary_folder(self.path / _OWN / "tmp"))
+            targets = {folder / name: layout for name, layout in layouts.items()}
+            with SlabWriter(self.path, targets) as writer:
+                yield writer
+            with durable.writing(self.path):
+                self._remove_marks(field_id, stage)
+                self._write_groups(field_id, stage, layouts)
+                for name in layouts:
+                    durable.replace_folder(folder / name, group / name, folder)
+                if stage == "embed":  # what was made of an earlier embedding goes
+                    _remove_folders(group, {"labels", "classes"} - layouts.keys())
+
+    def _write_groups(self, field_id: str, stage: Stage, layouts: Layouts) -> None:
+        """The groups that hold the arrays of a stage, and plain ones above."""
+        if stage == "embed":
+            groups = {field_id: ome.field_metadata(layouts)}
+        else:
+            groups = {f"{field_id}/{name}": one for name, one in ome.label_metadata().items()}
+        self._make_parents(next(iter(groups)))
+        for name, metadata in groups.items():
+            self._write_json(f"{name}/zarr.json", ome.group_document(metadata))
+
+    def _remove_marks(self, field_id: str, stage: Stage) -> None:
+        """Of a stage, and before it those of what is made from it."""
+        for one in reversed(_STAGES[_STAGES.index(stage) :]):
+            (self._group(field_id) / f"{one}.done.json").unlink(missing_ok=True)
+
+    def _embedding_slabs(self, field_id: str, layouts: Layouts, *, new: bool) -> SlabWriter:
         group = self._group(field_id)
         return SlabWriter(self.path, {group / name: one for name, one in layouts.items()}, new=new)
 
@@ -403,15 +430,11 @@ class Store:
             for slab in writer.slabs:
                 writer.write(slab, labels[slab])
 
-    def labels_writer(self, field_id: str, shape: tuple[int, int]) -> SlabWriter:
+    def labels_writer(
+        self, field_id: str, shape: tuple[int, int]
+    ) -> contextlib.AbstractContextManager[SlabWriter]:
         """As :meth:`write_labels`, for fields that are larger than memory: slab by slab."""
-        with durable.writing(self.path):
-            self.clear(field_id, "cluster")
-            self._make_parents(f"{field_id}/labels")
-            for name, metadata in ome.label_metadata().items():
-                self._write_json(f"{field_id}/{name}/zarr.json", ome.group_document(metadata))
-        path = self._group(field_id) / "labels/cells/0"
-        return SlabWriter(self.path, {path: (shape, np.uint32)})
+        return self._placed(field_id, "cluster", {"labels/cells/0": (shape, np.uint32)})
 
     def read_labels(self, field_id: str, region: Region | None = None) -> np.ndarray:
         """The label image (Y, X) uint32 of one field, or a region of it.
@@ -504,11 +527,15 @@ class Store:
         return durable.temporary_path(self.path / _OWN / "tmp")
 
 
-def _embedding_layouts(
-    shape: tuple[int, int, int], *, classes: bool
-) -> dict[str, tuple[tuple[int, ...], type]]:
-    layouts: dict[str, tuple[tuple[int, ...], type]] = {"embedding": (shape, np.float16)}
+def _embedding_layouts(shape: tuple[int, int, int], *, classes: bool) -> Layouts:
+    layouts: Layouts = {"embedding": (shape, np.float16)}
     return {**layouts, "classes": ((3, *shape[1:]), np.uint8)} if classes else layouts
+
+
+def _remove_folders(parent: Path, names: Iterable[str]) -> None:
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(parent / name)
 
 
 def _checked(field_id: str) -> str:

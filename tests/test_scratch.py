@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,14 +34,14 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+@pytest.mark.parametrize("size", [3, 1 << 20])
+def test_a_full_disk(tmp_path: Path, size: int) -> None:
+    """Of a small array that is noticed when the file is closed, of a large one before."""
     with scratch(tmp_path, tmp_path / "tmp") as room:
-        monkeypatch.setattr(np, "save", full)
+        (folder,) = (tmp_path / "tmp").glob("*.scratch")
+        (folder / "a.npy").symlink_to("/dev/full")
         with pytest.raises(StoreWriteError) as caught:
-            room.keep("a", np.zeros(3))
+            room.keep("a", np.zeros(size))
     assert str(caught.value) == (
         f"{tmp_path} cannot be written: No space left on device; make room or fix the "
         "permissions, then run the same command again: finished fields are kept"

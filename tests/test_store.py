@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,11 +149,13 @@ def test_slabs_of_an_embedding_are_read_in_regions(store: Store) -> None:
 @pytest.mark.usefixtures("small_shards")
 def test_slabs_of_labels_are_read_in_regions(store: Store) -> None:
     labels = ramp((600, 530), np.uint32)
+    store.write_labels("a", labels[:5, :5])
     store.mark_done("a", "cluster", "old")
     with store.labels_writer("a", (600, 530)) as writer:
-        assert not store.has("a", "cluster")
         for slab in writer.slabs:
             writer.write(slab, labels[slab])
+        np.testing.assert_array_equal(store.read_labels("a"), labels[:5, :5])
+    assert not store.has("a", "cluster")
     store.mark_done("a", "cluster", "print")
     region = (slice(510, 514), slice(511, 513))
     np.testing.assert_array_equal(store.read_labels("a", region), labels[region])
@@ -188,8 +193,50 @@ def test_a_full_disk_at_a_slab(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     ):
         monkeypatch.setattr(Path, "replace", full)
         writer.write(writer.slabs[0], np.zeros((10, 12), np.uint32))
-    written = (store.path / "a/labels").rglob("*")
-    assert {one.name for one in written if one.is_file()} == {"zarr.json"}  # nothing half written
+    assert not (store.path / "a").exists()  # nothing half written
+    assert list((store.path / ".cellseg/tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("killed_at", ["write", "rename"])
+def test_a_second_run_leaves_what_a_first_one_has_finished(
+    store: Store, killed_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = ramp((10, 12), np.uint32)
+    second = store.labels_writer("a", (10, 12))
+    with contextlib.suppress(KeyboardInterrupt), second as writer:
+        writer.write(writer.slabs[0], labels)
+        store.write_labels("a", labels)
+        store.mark_done("a", "cluster", "print")
+        if killed_at == "write":
+            raise KeyboardInterrupt
+    if killed_at == "rename":  # it came so far: it has its own mark to set
+        assert not store.has("a", "cluster")
+        store.mark_done("a", "cluster", "print")
+    np.testing.assert_array_equal(store.read_labels("a"), labels)
+    assert list((store.path / ".cellseg/tmp").iterdir()) == []
+
+
+def test_processes_that_write_the_same_fields_over_and_over(store: Store) -> None:
+    script = """
+import sys
+import numpy as np
+from cellseg_cli.store import Store
+store = Store.open(sys.argv[1])
+values = np.ones((2, 30, 40), np.float16)
+for _ in range(60):
+    store.write_embedding("p/a", values, np.ones((3, 30, 40), np.uint8))
+    store.mark_done("p/a", "embed", "print")
+    store.write_labels("p/b", np.ones((30, 40), np.uint32))
+    store.mark_done("p/b", "cluster", "print")
+"""
+    command = [sys.executable, "-c", script, str(store.path)]
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for run in runs:
+        assert run.communicate()[1] == ""
+        assert run.returncode == 0
+    assert store.read_embedding("p/a")[0].shape == (2, 30, 40)
+    assert int(store.read_labels("p/b").sum()) == 1200
+    assert list((store.path / ".cellseg/tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.uint8, np.uint32])

@@ -16,7 +16,14 @@ from operator import attrgetter
 from pathlib import Path
 
 from cellseg_cli.errors import InputError
-from cellseg_cli.images.listing import SUFFIXES, Filter, Listing, list_source, without_suffix
+from cellseg_cli.images.listing import (
+    SEGMENTED,
+    SUFFIXES,
+    Filter,
+    Listing,
+    list_source,
+    without_suffix,
+)
 from cellseg_cli.images.planes import Planes
 from cellseg_cli.images.plates.recognise import recognise
 from cellseg_cli.images.source import Field, Source
@@ -165,8 +172,14 @@ def _zarr_fields(listing: Listing) -> tuple[list[Field], tuple[str, ...]]:
         else:
             fields += _zarr_images(listing.root, relative)
     if not fields and not listing.images:
-        raise InputError(f"{listing.root / stores[0]} is a store of cellseg, no source of images")
-    return fields, tuple(f"{one} is a store of cellseg and left out" for one in stores)
+        folder = listing.root / stores[0]
+        raise InputError(f"{folder} is {_made(folder)}, no source of images")
+    return fields, tuple(f"{one} is {_made(listing.root / one)} and left out" for one in stores)
+
+
+def _made(folder: Path) -> str:
+    labels = (folder / SEGMENTED).is_dir()
+    return "a folder of label images of cellseg" if labels else "a store of cellseg"
 
 
 def _zarr_images(root: Path, relative: str) -> list[Field]:

@@ -24,6 +24,8 @@ LIST_SUFFIXES = (".txt", ".lst")
 METADATA_SUFFIXES = (".htd", ".mlf", ".mrf", ".mes", ".xml")
 #: What only a zarr group or array has in its folder, format 2 or 3.
 ZARR_FILES = frozenset({"zarr.json", ".zgroup", ".zattrs", ".zarray"})
+#: What only a folder of label images has that ``cellseg segment`` wrote: the store of their marks.
+SEGMENTED = ".cellseg/segment.zarr"
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -135,7 +137,8 @@ def _walk(root: Path, enters: Callable[[str], bool]) -> Iterator[tuple[str, bool
     """Yield the relative POSIX path of each file that is not hidden, and of each zarr group.
 
     A linked folder is entered unless it is one of its own parents, which ends every loop.
-    A zarr group is not entered: it is told with True.
+    A zarr group is not entered: it is told with True, as are label images below the root that
+    this program wrote: they are no images to segment.
     """
     pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while pending:
@@ -143,7 +146,7 @@ def _walk(root: Path, enters: Callable[[str], bool]) -> Iterator[tuple[str, bool
         identity, entries, is_zarr = _listing(root / prefix)
         if identity in parents:
             continue
-        if is_zarr:
+        if is_zarr or (prefix and (root / prefix / SEGMENTED).is_dir()):
             yield prefix.rstrip("/") or ".", True
             continue
         for entry in entries:

@@ -148,7 +148,7 @@ def pick(layout: Layout, planes: Planes) -> Pick:
     ]
     if missing:
         raise InputError(f"is a stack ({layout}); choose with {' and '.join(missing)}")
-    if min(layout.shape) == 0:
+    if min(layout.shape, default=0) == 0:
         raise InputError(f"has no pixels ({layout})")
     _check_planes(layout)
     there = layout.size("CS")

@@ -130,6 +130,31 @@ def plan_segmenting(
     return _compared(wanted, unusable, store, "cluster", redo=redo)
 
 
+def is_replaced(row: FieldRow, earlier: FieldRow) -> bool:
+    """Whether a file that was read once is now another one, which cannot be read.
+
+    A file that cannot be looked at, or that is as it was, may be readable again tomorrow.
+    """
+    return bool(row.error) and row.size_bytes is not None and row.identity != earlier.identity
+
+
+def discarding(
+    plan: Plan, rows: Sequence[FieldRow], known: Mapping[str, FieldRow], *, overwrite: bool
+) -> Plan:
+    """The plan with what was made of images that are no more among the stale.
+
+    With ``overwrite`` of all images that cannot be used: settings must not mix.
+    """
+    unusable = {failure.field_id for failure in plan.unusable}
+    gone = [
+        row.id
+        for row in rows
+        if row.id in unusable
+        and (overwrite or (row.id in known and is_replaced(row, known[row.id])))
+    ]
+    return replace(plan, stale=(*plan.stale, *gone))
+
+
 def retrying(plan: Plan, store: Store | None, stage: Stage) -> Plan:
     """Of the fields of a plan that are to be done, those that failed when they were last tried."""
     failed = store.failed_ids(stage) if store else frozenset()

@@ -30,7 +30,7 @@ from cellseg_cli.networks.devices import resolve_device
 from cellseg_cli.networks.predict import check_tiling
 from cellseg_cli.pipeline.embedding import Network, slabs_of, view_of
 from cellseg_cli.pipeline.events import Emit, Noted
-from cellseg_cli.pipeline.plan import Plan
+from cellseg_cli.pipeline.plan import Plan, is_replaced
 from cellseg_cli.store import FieldRow, Stage, Store
 
 #: Pixels of a field above which reading and writing it is a small part of the work.
@@ -279,8 +279,8 @@ def prepared(
 
 
 def _remembered(row: FieldRow, earlier: FieldRow | None) -> FieldRow:
-    """The row; where the image cannot be read any more, the row of when it could."""
-    return earlier if row.error and earlier else row
+    """The row; where the same image cannot be read any more, the row of when it could."""
+    return earlier if row.error and earlier and not is_replaced(row, earlier) else row
 
 
 def filling(run: RunSettings, network: Network, plan: Plan) -> RunSettings:

@@ -19,13 +19,14 @@ from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
 from cellseg_cli.engine.carriers import carrier, is_remote, threads_each
 from cellseg_cli.engine.tasks import Clock, Produced, Stop, Use, thread_count
 from cellseg_cli.errors import ConfigError, OutputExistsError
+from cellseg_cli.images.listing import SEGMENTED
 from cellseg_cli.networks.allocator import keep_freed_memory
 from cellseg_cli.pipeline.cluster import ClusterWork, How
 from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
 from cellseg_cli.pipeline.forecast import planned, segmenting_forecast
 from cellseg_cli.pipeline.labelling import Labeller
-from cellseg_cli.pipeline.plan import of_part, plan_segmenting, retrying
+from cellseg_cli.pipeline.plan import discarding, of_part, plan_segmenting, retrying
 from cellseg_cli.pipeline.record import Record, plain
 from cellseg_cli.pipeline.request import (
     check_same,
@@ -44,7 +45,7 @@ from cellseg_cli.pipeline.tiles import Tiles, check_whole
 from cellseg_cli.store import FieldRow, Store
 
 #: The store of a run whose label images are TIFF files: fields, marks and run records.
-STATE = ".cellseg/segment.zarr"
+STATE = SEGMENTED
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def segment(
     rows = survey(fields, request.planes, known, threads=thread_count(run.threads))
     if store and not run.overwrite:
         check_same(store, request, rows)
-    at = store or Store(output.state, request.attributes)
+    # What is overwritten says nothing of the new model's kind and thresholds.
+    at = store if store and not run.overwrite else Store(output.state, request.attributes)
     chosen = settings_of_fields(at, settings.cluster, settings.types, [row.id for row in rows])
     for line in chosen.notes:
         emit(Noted("segment", line))
@@ -148,6 +150,7 @@ def segment(
         store,
         redo=lambda one: run.overwrite or not sink.has(one),
     )
+    plan = discarding(plan, rows, known, overwrite=run.overwrite)
     if run.retry_failed:
         plan = retrying(plan, store, "cluster")
     network = request.network(settings.embed, claims=is_remote(run), passes=threads_each(run))

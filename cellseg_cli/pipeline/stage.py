@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
@@ -24,7 +25,7 @@ from cellseg_cli.pipeline.events import (
 )
 from cellseg_cli.pipeline.plan import Plan
 from cellseg_cli.pipeline.record import Record
-from cellseg_cli.store import Store
+from cellseg_cli.store import FieldRow, Store
 
 #: Seconds between two beats, at least.
 BEAT_EVERY_S = 1.0
@@ -60,7 +61,8 @@ def run_stage(
         if carrier.dashboard:
             emit(Dashboard(record.stage, carrier.dashboard))
         if plan.to_do:
-            seen = partial(_tell, store=store, record=record, work=work, emit=emit)
+            jobs = {row.id: (row, mark) for row, mark in plan.to_do}
+            seen = partial(_tell, jobs=jobs, store=store, record=record, work=work, emit=emit)
             carrier.carry(plan.to_do, work, seen, pulse.beat)
             record.batch_size = work.use().batch_size if carrier.here else None
     except BaseException as error:
@@ -133,12 +135,20 @@ def _remember(failure: Failure, store: Store, record: Record) -> None:
         store.note_failure(failure.field_id, record.marks, failure.reason)
 
 
-def _tell(outcome: Outcome, store: Store, record: Record, work: StageWork, emit: Emit) -> None:
+def _tell(
+    outcome: Outcome,
+    jobs: Mapping[str, tuple[FieldRow, str]],
+    store: Store,
+    record: Record,
+    work: StageWork,
+    emit: Emit,
+) -> None:
     record.add(outcome)
     if outcome.failure:
         with contextlib.suppress(StoreWriteError):  # the next write of a field ends the run
-            work.discard(outcome.field_id)
-            _remember(outcome.failure, store, record)
+            if not work.is_done(*jobs[outcome.field_id]):  # by another run of the same store
+                work.discard(outcome.field_id)
+                _remember(outcome.failure, store, record)
         emit(FieldFailed(record.stage, outcome.failure))
     elif outcome.produced:
         made = outcome.produced

@@ -16,6 +16,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +28,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from cellseg_cli.engine.calls import each, timed, together
-from cellseg_cli.errors import InputError, LimitError
+from cellseg_cli.engine.tasks import reason
+from cellseg_cli.errors import CellsegError, InputError
 from cellseg_cli.images.decode import ImageHeader, read_header
 from cellseg_cli.images.planes import Planes
 from cellseg_cli.images.source import Field, Source
@@ -132,8 +134,23 @@ def _read(planes: Planes, field: Field) -> FieldRow:
         return _row(field, source, error=field.fault)
     try:
         return _row(field, source, read_header(source, planes))
-    except (InputError, LimitError) as error:
-        return _row(field, source, error=str(error))
+    except Exception as error:  # noqa: BLE001 - no header may end a plan of many fields
+        told = reason(error)
+        if not isinstance(error, CellsegError):
+            told = f"{source.path}: {told}"
+        size, time_ns = _of_file(source)
+        return replace(_row(field, source, error=told), size_bytes=size, mtime_ns=time_ns)
+
+
+def _of_file(source: Source) -> tuple[int | None, int | None]:
+    """Size and time of a field that is one file: they tell whether it is another one now."""
+    try:
+        status = source.path.stat()
+    except OSError:
+        return None, None
+    if source.files or not stat.S_ISREG(status.st_mode):
+        return None, None
+    return status.st_size, status.st_mtime_ns
 
 
 def _absolute(source: Source) -> Source:

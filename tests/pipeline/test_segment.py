@@ -384,3 +384,49 @@ def test_a_folder_that_another_part_fills_meanwhile(
     summary = segmented(plate, out, settings, run=RunSettings(threads=1, part="2/2"))
     assert (summary.done, summary.exit_code) == (3, 0)
     assert len(list(out.rglob("*.tif"))) == 6
+
+
+@pytest.mark.parametrize("name", ["out", "out.zarr"])
+def test_overwriting_with_another_model_is_as_if_nothing_had_been_there(
+    plate: Path, settings: EmbedSettings, other_model: Path, tmp_path: Path, name: str
+) -> None:
+    """The thresholds are those of the new model, not those that the old one was tuned to."""
+    other = replace(settings, model=str(other_model))
+    segmented(plate, tmp_path / "fresh" / name, other)
+    segmented(plate, tmp_path / name, settings)
+    assert segmented(plate, tmp_path / name, other, run=replace(ONE, overwrite=True)).done == 6
+    assert segmented(plate, tmp_path / name, other).skipped == 6
+    fresh, again = (
+        Store.open(folder / name / STATE if name == "out" else folder / name)
+        for folder in (tmp_path / "fresh", tmp_path)
+    )
+    for row in fresh.fields():
+        mine, theirs = (store.mark(row.id, "cluster") for store in (again, fresh))
+        assert mine is not None and theirs is not None
+        assert (mine["fingerprint"], mine["settings"]) == (
+            theirs["fingerprint"],
+            theirs["settings"],
+        )
+
+
+def test_an_output_within_the_input_is_no_input(
+    plate: Path, settings: EmbedSettings, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    for done in (6, 0):
+        summary = segment(plate, plate / "labels", SegmentSettings(settings), ONE, events.append)
+        assert (summary.done, summary.skipped, summary.failed) == (done, 6 - done, ())
+    notes = [event.text for event in events if isinstance(event, Noted)]
+    assert "labels is a folder of label images of cellseg and left out" in notes
+    assert not (plate / "labels" / "labels").exists()
+
+
+def test_what_was_made_of_an_image_that_is_no_more_is_not_exported(
+    plate: Path, settings: EmbedSettings, tmp_path: Path
+) -> None:
+    segmented(plate, tmp_path / "out", settings)
+    assert (tmp_path / "out/A/f0.tif").exists()
+    (plate / "A/f0.png").write_bytes(b"")
+    assert len(segmented(plate, tmp_path / "out", settings).failed) == 1
+    assert not (tmp_path / "out/A/f0.tif").exists()
+    assert (tmp_path / "out/A/f2.tif").exists()

@@ -164,15 +164,36 @@ def test_failed_fields_are_tried_again(plate: Path, out: Path, settings: EmbedSe
     assert sorted(after) == GOOD
 
 
-def test_an_image_that_is_lost_later_keeps_its_field(
+def test_what_was_made_of_an_image_goes_with_it(
     plate: Path, out: Path, settings: EmbedSettings
 ) -> None:
+    """As it does where the damage shows only when the pixels are read."""
     embed(plate, out, settings, ONE, ignore)
+    reason = f"{plate / 'A/f0.png'}: is empty (0 bytes)"
     (plate / "A/f0.png").write_bytes(b"")
     summary = embed(plate, out, settings, ONE, ignore)
-    assert reasons(summary) == {"A/f0": f"{plate / 'A/f0.png'}: is empty (0 bytes)"}
+    assert reasons(summary) == {"A/f0": reason}
     row = Store.open(out).fields()[0]
-    assert (row.height, row.width, row.error) == (48, 64, None)
+    assert (row.id, row.height, row.error) == ("A/f0", None, reason)
+    clustered = cluster_store(out, ClusterSettings(), ONE, ignore)
+    assert (clustered.done, reasons(clustered)) == (5, {"A/f0": f"not embedded: {reason}"})
+
+
+def test_an_image_that_cannot_be_looked_at_keeps_its_field(
+    plate: Path, out: Path, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(plate, out, settings, ONE, ignore)
+    path, real = plate / "A/f0.png", Path.stat
+
+    def stat(self: Path, **options: Any) -> os.stat_result:
+        if self == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    summary = embed(plate, out, settings, ONE, ignore)
+    assert reasons(summary) == {"A/f0": f"{path}: cannot be read (Input/output error)"}
+    assert Store.open(out).fields()[0].height == 48
     assert cluster_store(out, ClusterSettings(), ONE, ignore).done == 6
 
 

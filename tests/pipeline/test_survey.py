@@ -242,3 +242,26 @@ def test_a_few_long_interruptions_are_no_waiting() -> None:
     pauses = [0.0] * 20 + [0.02] * 5
     _, cost = calls.timed(lambda pause: time.sleep(pause) if pause else None, pauses)
     assert cost.threads == 1
+
+
+def test_no_header_ends_the_plan_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that was made room for and never written, and a fault of a decoder's own."""
+    write(tmp_path / "good.tif")
+    data = (tmp_path / "good.tif").read_bytes()
+    (tmp_path / "hollow.tif").write_bytes(data[:8] + bytes(len(data) - 8))
+    write(tmp_path / "odd.tif")
+    real = surveying.read_header
+
+    def read(source: Source, planes: Planes) -> object:
+        if source.path.stem == "odd":
+            raise ZeroDivisionError("by zero")
+        return real(source, planes)
+
+    monkeypatch.setattr(surveying, "read_header", read)
+    good, hollow, odd = survey(find_fields(tmp_path), Planes())
+    assert (good.error, good.height) == (None, 20)
+    assert hollow.error == f"{tmp_path / 'hollow.tif'}: has no pixels ( )"
+    assert odd.error == f"{tmp_path / 'odd.tif'}: ZeroDivisionError: by zero"
+    assert odd.size_bytes == (tmp_path / "odd.tif").stat().st_size
