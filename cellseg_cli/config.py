@@ -162,6 +162,11 @@ class RunSettings:
             raise ConfigError(f"{' and '.join(chosen)} exclude each other: choose one")
         if self.cluster_config is not None and self.cluster is None:
             raise ConfigError("--cluster-config belongs to --cluster slurm, pbs or lsf")
+        if self.retry_failed and self.overwrite:
+            raise ConfigError(
+                "--retry-failed does what failed before, --overwrite does everything anew: "
+                "choose one"
+            )
 
 
 @dataclass(frozen=True)

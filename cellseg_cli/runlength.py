@@ -260,9 +260,10 @@ def _codes_of(text: str) -> np.ndarray:
 def _pairs_within(numbers: list[str], size: int, image: str) -> np.ndarray:
     """Return (n, 2) of 0-based start and length; all of them inside `size` pixels."""
     digits = len(str(size))
+    # int() refuses texts of thousands of digits, zeros too: lengths are compared before
+    numbers = [number.lstrip("0") or "0" for number in numbers]
     for start, length in zip(numbers[::2], numbers[1::2], strict=True):
-        # Compared by length before int(), which refuses texts of thousands of digits.
-        fits = len(start.lstrip("0")) <= digits and len(length.lstrip("0")) <= digits
+        fits = len(start) <= digits and len(length) <= digits
         if not fits or int(start) + int(length) - 1 > size:
             raise InputError(
                 f"run {_short(start)} {_short(length)} leaves the image of {image} ({size} pixels)"

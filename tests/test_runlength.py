@@ -194,6 +194,7 @@ def test_kaggle_text_and_back_is_the_identity(mask: np.ndarray, order: Order) ->
             "1 " + "9" * 5000,
             f"run 1 {'9' * 23}… leaves the image of 3×4 px (12 pixels)",
         ),
+        ("0" * 5000 + " 1", "run 0 1: starts count from 1, lengths are at least 1"),
         ("1 3 9 1 3 2", "run 3 2 overlaps another run of the same mask"),
     ],
 )
@@ -201,6 +202,12 @@ def test_kaggle_text_and_back_is_the_identity(mask: np.ndarray, order: Order) ->
 def test_a_wrong_kaggle_text_is_refused(text: str, message: str, order: Order) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         runs_of_kaggle_text(text, (3, 4), order)
+
+
+def test_leading_zeros_of_a_number_do_not_count() -> None:
+    expected = runs_of_kaggle_text("2 3", (3, 4), "row_major")
+    text = "0" * 5000 + "2 " + "0" * 5000 + "3"
+    assert np.array_equal(runs_of_kaggle_text(text, (3, 4), "row_major"), expected)
 
 
 # --- COCO ---

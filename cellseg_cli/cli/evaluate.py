@@ -132,7 +132,7 @@ def evaluate(
         raise ConfigError("--images is for --pictures; give both")
     if per_field is not None:
         check_free(per_field, overwrite)
-    gallery = Gallery.open(pictures, images, overwrite=overwrite) if pictures else None
+    gallery = Gallery.open(pictures, images, prediction, overwrite=overwrite) if pictures else None
     comparison = Comparison(
         prediction, truth, _ORDERS[order], tuple(groups or ()), missing.value, threads or 0, gallery
     )

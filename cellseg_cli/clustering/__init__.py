@@ -14,10 +14,18 @@ from .grid import grid
 from .inputs import checked_classes, checked_embedding
 from .linkage import linkage, linkage_partition
 from .seeds import seeds
-from .settings import Clustering, default_method, resolve
+from .settings import Clustering, default_method, ignored, resolve
 from .watershed import watershed
 
-__all__ = ["METHODS", "Clustering", "cluster", "default_method", "linkage_partition", "resolve"]
+__all__ = [
+    "METHODS",
+    "Clustering",
+    "cluster",
+    "default_method",
+    "ignored",
+    "linkage_partition",
+    "resolve",
+]
 
 
 class Method(Protocol):

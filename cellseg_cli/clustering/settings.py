@@ -91,6 +91,19 @@ _WITH_CLASSES: dict[tuple[str, str], Clustering] = {
 }
 
 
+def ignored(method: str, kind: str) -> frozenset[str]:
+    """The names of the settings that a method does not look at on embeddings of this kind.
+
+    >>> sorted(ignored("linkage", "contrastive"))
+    ['seed_level']
+    """
+    if method in ("seeds", "watershed"):
+        return frozenset({"merge_distance", "size", "erosion"})
+    if method == "linkage":
+        return frozenset({"seed_level"})
+    return frozenset({"seed_level", "erosion"}) if kind == "spatial" else frozenset()
+
+
 def resolve(settings: Clustering, kind: str, *, with_classes: bool = False) -> Clustering:
     """The settings with every ``None`` replaced by the default of the method for this kind.
 

@@ -95,6 +95,8 @@ def survey_regions(
     low_percentile: float = 1.0,
     high_percentile: float = 99.8,
     max_sample: int = MAX_SAMPLE,
+    *,
+    stains: bool = True,
 ) -> Normalisation:
     """Return what :func:`measure` gives of a field that is larger than memory.
 
@@ -105,7 +107,7 @@ def survey_regions(
     ----------
     image
         The open field.
-    wanted_channels
+    wanted_channels, stains
         As of :func:`fit_channels`.
     low_percentile, high_percentile, max_sample
         As of :func:`measure`.
@@ -125,7 +127,8 @@ def survey_regions(
     percentiles = _checked_percentiles(low_percentile, high_percentile)
     channels, height, width = image.shape
     _check_sides(height, width)
-    fit_channels(np.empty((channels, 1, 1), image.dtype), wanted_channels, colour=image.colour)
+    none = np.empty((channels, 1, 1), image.dtype)
+    fit_channels(none, wanted_channels, colour=image.colour, stains=stains)
     # a channel that is to be repeated is measured once
     repeats = wanted_channels if channels == 1 else 1
     own = wanted_channels // repeats
@@ -205,7 +208,9 @@ def check_usable(image: np.ndarray) -> None:
     seen.check(image.size)
 
 
-def fit_channels(image: np.ndarray, wanted: int, *, colour: bool = False) -> np.ndarray:
+def fit_channels(
+    image: np.ndarray, wanted: int, *, colour: bool = False, stains: bool = True
+) -> np.ndarray:
     """Return the image with the number of channels that a model takes.
 
     One channel is repeated, as a view that is read-only; RGB, or RGBA without its alpha, becomes
@@ -220,6 +225,8 @@ def fit_channels(image: np.ndarray, wanted: int, *, colour: bool = False) -> np.
         Channels that the model takes.
     colour
         Whether the first three of the image are red, green and blue.
+    stains
+        Whether three channels that are no colours suit a model of three.
 
     Raises
     ------
@@ -227,6 +234,11 @@ def fit_channels(image: np.ndarray, wanted: int, *, colour: bool = False) -> np.
         No rule leads from one number to the other.
     """
     there = len(image)
+    if there == wanted == 3 and not (colour or stains):
+        raise InputError(
+            "the image has 3 channels that are no colours, the model takes red, green and blue; "
+            "choose one, which is repeated, e.g. --channel 0, or all with --channel 0,1,2"
+        )
     if there == wanted:
         return image
     if there == 1:

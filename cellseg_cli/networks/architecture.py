@@ -219,7 +219,34 @@ def _encoder(architecture: Architecture) -> Any:
             "choose an encoder whose first stage has stride 2, such as resnet18"
         )
     _drop_unused(encoder)
+    _check_stages(encoder, architecture)
     return encoder
+
+
+def _check_stages(encoder: Any, architecture: Architecture) -> None:
+    """Refuse an encoder whose stages are not of the size that their strides promise.
+
+    Some convolve without padding, and some attend in windows that only certain sizes suit.
+    """
+    stride = architecture.stride
+    was_training = encoder.training
+    encoder.eval()
+    for side in (5 * stride, 6 * stride):
+        halves = [side // 2 ** (level + 1) for level in range(architecture.levels)]
+        try:
+            with torch.no_grad():
+                stages = encoder(torch.zeros(1, architecture.encoder_channels, side, side))
+            sizes = [tuple(stage.shape[-2:]) for stage in stages]
+            instead = "" if sizes == [(half, half) for half in halves] else str(sizes)
+        except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
+            instead = " ".join(str(error).split()) or type(error).__name__
+        if instead:
+            raise ConfigError(
+                f"{architecture.encoder} gives of {side}×{side} px no stages of "
+                f"{', '.join(map(str, halves))} px, but {instead}; choose an encoder that suits "
+                "every size, such as resnet18"
+            )
+    encoder.train(was_training)
 
 
 def _drop_unused(encoder: Any) -> None:

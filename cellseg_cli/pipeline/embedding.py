@@ -89,6 +89,12 @@ class Network:
             )
         return predictor
 
+    @property
+    def takes_stains(self) -> bool:
+        """Whether three channels that are no colours suit: chosen so, or learned from such."""
+        learned = bool(self.predictor.header.training.get("stains"))
+        return learned or self.planes.channel is not None
+
     def use(self) -> Use:
         """What the device of this process has done; nothing where there is no network."""
         try:
@@ -104,7 +110,9 @@ class Network:
             loaded = load_image(Source.of(row), self.planes)
             image = loaded.region(slice(None), slice(None))  # (C, Y, X), dtype as stored
             check_usable(image)
-            image = fit_channels(image, header.in_channels, colour=loaded.colour)
+            image = fit_channels(
+                image, header.in_channels, colour=loaded.colour, stains=self.takes_stains
+            )
             norm = measure(image, header.low_percentile, header.high_percentile)
             return apply(image, norm), norm
 
@@ -113,7 +121,11 @@ class Network:
         header = self.predictor.header
         with clock.on("read"), open_image(Source.of(row), self.planes) as image:
             return survey_regions(
-                image, header.in_channels, header.low_percentile, header.high_percentile
+                image,
+                header.in_channels,
+                header.low_percentile,
+                header.high_percentile,
+                stains=self.takes_stains,
             )
 
     def slab(

@@ -14,10 +14,16 @@ from cellseg_cli.evaluation.mistakes import fates
 from cellseg_cli.exports.output import check_output_folder, path_below
 from cellseg_cli.images.decode import read_image
 from cellseg_cli.images.discover import discover
+from cellseg_cli.images.listing import SEGMENTED
+from cellseg_cli.images.planes import Planes
 from cellseg_cli.images.source import Source
 from cellseg_cli.instances import Instances, labels_of
 from cellseg_cli.report.mistakes import mistakes_rgb
 from cellseg_cli.report.pictures import write_png
+from cellseg_cli.store import Store
+
+#: No choice among the planes of an image.
+EVERY_PLANE = Planes()
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,21 @@ class Gallery:
         Each field's picture is ``<id>.png`` in it.
     images
         By id of the field; None: outlines on black.
+    planes
+        Those of the images that are shown.
     """
 
     folder: Path
     images: Mapping[str, Source] | None = field(default=None, repr=False)
+    planes: Planes = EVERY_PLANE
 
     @classmethod
-    def open(cls, folder: Path, images: str | Path | None, *, overwrite: bool) -> Gallery:
+    def open(
+        cls, folder: Path, images: str | Path | None, prediction: Path, *, overwrite: bool
+    ) -> Gallery:
         """Return a gallery of images as `discover` finds them.
+
+        Shown are the planes that the `prediction` is of, where it tells them.
 
         Raises
         ------
@@ -49,7 +62,9 @@ class Gallery:
         check_output_folder(folder, overwrite=overwrite)
         if images is None:
             return cls(folder)
-        return cls(folder, {one.id: one.source for one in discover(images).fields})
+        planes = _planes_of(prediction)
+        found = discover(images, planes=planes)
+        return cls(folder, {one.id: one.source for one in found.fields}, planes)
 
     def draw(self, field_id: str, found: Instances, truth: Instances, pairs: Overlaps) -> None:
         """Write the picture of one field.
@@ -76,10 +91,20 @@ class Gallery:
             return None
         if field_id not in self.images:
             raise InputError("scored, but not drawn: there is no image of this field")
-        image = read_image(self.images[field_id])
+        image = read_image(self.images[field_id], self.planes)
         if image.shape[1:] != shape:
             raise InputError(
                 f"scored, but not drawn: the image is {image.shape[1]}×{image.shape[2]} px, "
                 f"the truth {shape[0]}×{shape[1]} px"
             )
         return image
+
+
+def _planes_of(prediction: Path) -> Planes:
+    """The choice among planes that a store was made with, or a folder of `cellseg segment`."""
+    for path in (prediction, prediction / SEGMENTED):
+        if Store.is_at(path):
+            made = Store.open(path).attributes.get("embed", {})
+            channel = made.get("channel")
+            return Planes(None if channel is None else tuple(channel), made.get("z"), made.get("t"))
+    return EVERY_PLANE

@@ -156,9 +156,14 @@ def discarding(
 
 
 def retrying(plan: Plan, store: Store | None, stage: Stage) -> Plan:
-    """Of the fields of a plan that are to be done, those that failed when they were last tried."""
+    """Of the fields of a plan that are to be done, those that failed when they were last tried.
+
+    What is made of the others stays, be it of other settings: nobody asked to make it anew.
+    """
     failed = store.failed_ids(stage) if store else frozenset()
-    return replace(plan, to_do=tuple(job for job in plan.to_do if job[0].id in failed))
+    left = {row.id for row, _ in plan.to_do if row.id not in failed}
+    to_do = tuple(job for job in plan.to_do if job[0].id not in left)
+    return replace(plan, to_do=to_do, stale=tuple(one for one in plan.stale if one not in left))
 
 
 def _compared(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from cellseg_cli.clustering import Clustering, default_method, resolve
+from cellseg_cli.clustering import Clustering, default_method, ignored, resolve
 from cellseg_cli.config import BY_TYPE, ClusterSettings, field_names
 from cellseg_cli.config_file import cluster_settings_by_type, read_provenance, settings_from
 from cellseg_cli.errors import ConfigError, StoreError
@@ -101,11 +101,13 @@ def settings_of_fields(
         raise ConfigError(_unknown_type(store, types.everywhere, sources.known_types))
     overall = sources.resolved(types.everywhere)
     if types.table is None:
+        notes += _without_effect(sources, [overall])
         return FieldSettings(sources.kind, overall, {}, notes)
     ids = tuple(field_ids)
     _, type_of = groups_of_fields(types.table, ids)
     of_type = {name: sources.resolved(name) for name in sources.known_types}
     by_field = {one: of_type[name] for one in ids if (name := type_of.get(one)) in of_type}
+    notes += _without_effect(sources, [overall, *of_type.values()])
     if left := [type_of.get(one) for one in ids if one not in by_field]:
         notes += (_without_own(types.table, left),)
     return FieldSettings(sources.kind, overall, by_field, notes)
@@ -176,6 +178,16 @@ def _given(settings: ClusterSettings) -> dict[str, Any]:
     """What is set, by name."""
     given = {name: getattr(settings, name) for name in field_names(Clustering)}
     return {name: value for name, value in given.items() if value not in (None, "auto")}
+
+
+def _without_effect(sources: Sources, used: Sequence[Clustering]) -> tuple[str, ...]:
+    """What to say of settings of the user's that no method in use looks at."""
+    methods = sorted({one.method for one in used})
+    unread = frozenset.intersection(*(ignored(method, sources.kind) for method in methods))
+    if not (idle := [name for name in _given(sources.settings) if name in unread]):
+        return ()
+    verb = "have" if len(idle) > 1 else "has"
+    return (f"{', '.join(idle)} {verb} no effect on the method {' or '.join(methods)}",)
 
 
 def _of_type(tuned: Tuned, cell_type: str | None) -> dict[str, Any]:

@@ -329,7 +329,7 @@ def read_field(source: Source, settings: TrainSettings) -> tuple[NDArray[np.floa
     InputError
         As decoding, :func:`check_usable`, and a truth of another size.
     """
-    raw = _read_raw(source, settings)
+    raw, _ = _read_raw(source, settings)
     image = apply(raw, _measured(raw, settings))
     return image, _truth(source, (raw.shape[1], raw.shape[2]))
 
@@ -339,14 +339,15 @@ def _truth(source: Source, shape: tuple[int, int]) -> Instances:
     return source.annotations.read(source.field.id, shape)
 
 
-def _read_raw(source: Source, settings: TrainSettings) -> np.ndarray:
-    """The image (C, Y, X) as it is stored, with the channels that the network takes."""
+def _read_raw(source: Source, settings: TrainSettings) -> tuple[np.ndarray, bool]:
+    """The image (C, Y, X) with the channels that the network takes; whether they are stains."""
     if source.field.fault:
         raise InputError(source.field.fault)
     image = load_image(source.field.source, source.planes)
     raw = image.region(slice(None), slice(None))
     check_usable(raw)
-    return fit_channels(raw, settings.in_channels, colour=image.colour)
+    fitted = fit_channels(raw, settings.in_channels, colour=image.colour)
+    return fitted, len(raw) > 1 and not image.colour
 
 
 def _measured(raw: np.ndarray, settings: TrainSettings) -> Normalisation:
@@ -390,6 +391,12 @@ class Examples:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _bytes: int = 0
     _digests: dict[int, str] = field(default_factory=dict)
+    _stains: set[int] = field(default_factory=set)
+
+    @property
+    def stains(self) -> bool:
+        """Whether any field that was decoded has several channels that are no colours."""
+        return bool(self._stains)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -429,8 +436,15 @@ class Examples:
         size = sum(each.nbytes for each in kept.values())
         sources = [self.sources[index] for index in indices]
         digests = {new: self._digests[index] for new, index in enumerate(indices)}
+        stains = {new for new, index in enumerate(indices) if index in self._stains}
         return Examples(
-            sources, self.settings, self.cache_bytes, kept, _bytes=size, _digests=digests
+            sources,
+            self.settings,
+            self.cache_bytes,
+            kept,
+            _bytes=size,
+            _digests=digests,
+            _stains=stains,
         )
 
     def fault(self, index: int) -> str | None:
@@ -445,7 +459,9 @@ class Examples:
         source = self.sources[index]
         if source.pseudo is not None:
             source.pseudo.check()
-        raw = _read_raw(source, self.settings)
+        raw, stains = _read_raw(source, self.settings)
+        if stains:
+            self._stains.add(index)
         image, levels = in_levels(raw, _measured(raw, self.settings))
         return Example(
             source.field.id, image, *_target(source, (raw.shape[1], raw.shape[2])), levels

@@ -458,6 +458,7 @@ class _Runner:
                 "devices": self.fabric.world_size,
                 "torch": torch.__version__,
                 "fields": len(self.work.examples),
+                "stains": self.work.examples.stains,
                 "validation_fields": len(self.work.held),
                 "validation": dict(score),
             },

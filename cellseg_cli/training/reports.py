@@ -59,7 +59,8 @@ Emit = Callable[[Started | Report | Failed | Noted | InitialReport], None]
 class Result:
     """Where a finished run's models lie, and its best validation score.
 
-    ``score`` is reached with the method's default settings; ``tuned`` holds the
+    ``score`` is reached with the best of a few settings of the recipe's method,
+    the same for all fields; ``tuned`` holds the
     settings that the best model carries and what they reach.  Rates and shares
     of time are over all sittings.  Of several
     processes only the one of rank 0 writes, reports and knows the score.

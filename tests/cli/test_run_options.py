@@ -11,14 +11,13 @@ from cellseg_cli.cli.app import run
 from cellseg_cli.config import ClusterSettings, EmbedSettings, RunSettings
 from cellseg_cli.pipeline.events import Summary
 
-FLAGS = "--threads 2 --workers 3 --memory 8GB --part 2/5 --retry-failed --overwrite --dry-run"
+FLAGS = "--threads 2 --workers 3 --memory 8GB --part 2/5 --retry-failed --dry-run"
 TOLD = RunSettings(
     threads=2,
     workers=3,
     memory="8GB",
     part="2/5",
     retry_failed=True,
-    overwrite=True,
     dry_run=True,
 )
 CALLS = {
@@ -89,3 +88,15 @@ def test_what_is_refused(
     told = capsys.readouterr().err
     assert told.splitlines()[-1].startswith(f"cellseg: {message}")
     assert not (tmp_path / "o.zarr").exists()
+
+
+@pytest.mark.parametrize("name", list(CALLS))
+def test_retrying_and_overwriting_exclude_each_other(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Together they would take away what is done and do nothing anew."""
+    assert run([*CALLS[name][1], "--retry-failed", "--overwrite"]) == 2
+    assert capsys.readouterr().err == (
+        "cellseg: --retry-failed does what failed before, --overwrite does everything anew: "
+        "choose one\n"
+    )

@@ -199,6 +199,21 @@ def test_other_numbers_of_channels_need_a_choice(there: int, wanted: int) -> Non
     )
 
 
+def test_three_stains_are_colours_only_if_one_says_so() -> None:
+    image = ramp(0, 1, 2)
+    assert fit_channels(image, 3, colour=True, stains=False) is image
+    for refused in (
+        lambda: fit_channels(image, 3, stains=False),
+        lambda: survey_regions(opened(image), 3, stains=False),
+    ):
+        with pytest.raises(InputError) as caught:
+            refused()
+        assert str(caught.value) == (
+            "the image has 3 channels that are no colours, the model takes red, green and blue; "
+            "choose one, which is repeated, e.g. --channel 0, or all with --channel 0,1,2"
+        )
+
+
 # -- fields that are larger than memory -------------------------------------------------------
 
 

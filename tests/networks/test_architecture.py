@@ -43,6 +43,14 @@ def test_without_classes_head_there_are_no_classes() -> None:
     ("changes", "message"),
     [
         ({"encoder": "no_such_net"}, "timm knows no encoder named 'no_such_net'"),
+        (
+            {"encoder": "inception_v3", "levels": 3},
+            r"inception_v3 gives of 40×40 px no stages of 20, 10, 5 px, but \[\(17, 17\), ",
+        ),
+        (
+            {"encoder": "test_maxvit", "levels": 3},
+            r"test_maxvit gives of 48×48 px no .*, but height \(12\) must be divisible by window",
+        ),
         ({"levels": 9}, "levels=9 is not in 1..6"),
         ({"encoder": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224"),
     ],

@@ -217,14 +217,14 @@ def test_smaller_tiles_where_one_thread_is_too_much() -> None:
     assert refused(ROUND, 1_750_000_000) == (
         "embed needs 5.1 GB with 4 threads (1.1 GB and 1 GB per thread); --memory 1.8 GB does not "
         "hold one: set --threads 1 --tile 768 (other tiles, other embeddings), or --threads 1 "
-        "--memory 2.1 GB"
+        "--memory 2.1GB"
     )
 
 
 def test_more_memory_where_nothing_else_helps() -> None:
     assert refused(ROUND, 1_000_000_000) == (
         "embed needs 5.1 GB with 4 threads (1.1 GB and 1 GB per thread); --memory 1 GB does not "
-        "hold one: set --threads 1 --memory 2.1 GB"
+        "hold one: set --threads 1 --memory 2.1GB"
     )
 
 
@@ -240,7 +240,7 @@ def test_fewer_threads_in_each_process_then_fewer_processes() -> None:
     fewer = refused(several, PARENT_BYTES + 4_300_000_000)
     assert fewer.endswith("allows 1 thread: set --workers 2 --threads 1")
     least = refused(several, PARENT_BYTES + 1_000_000_000)
-    assert f"set --workers 1 --threads 1 --memory {(PARENT_BYTES + 2.1e9) / 1e9:.2g} GB" in least
+    assert f"set --workers 1 --threads 1 --memory {(PARENT_BYTES + 2.1e9) / 1e9:.2g}GB" in least
 
 
 def test_shorter_passes_on_an_accelerator() -> None:

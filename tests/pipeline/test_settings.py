@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,13 @@ def test_a_store_of_no_kind(tmp_path: Path) -> None:
     assert message(lambda: found(store), StoreError) == (
         f"{store.path} does not say what kind its embeddings are; embed anew"
     )
+
+
+def test_settings_without_effect_are_told(tmp_path: Path) -> None:
+    store = store_of(tmp_path, {})
+    idle = ClusterSettings(merge_distance=0.3, size="half", foreground=0.4)
+    assert found(store, idle).notes == ("merge_distance, size have no effect on the method seeds",)
+    grid = found(store, replace(idle, method="grid", erosion="none"))
+    assert grid.notes == ("erosion has no effect on the method grid",)
+    types = CellTypes(table=types_table(tmp_path), settings={"cort": replace(idle, method="grid")})
+    assert not any("no effect" in note for note in found(store, idle, types).notes)

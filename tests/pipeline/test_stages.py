@@ -179,6 +179,19 @@ def test_what_was_made_of_an_image_goes_with_it(
     assert (clustered.done, reasons(clustered)) == (5, {"A/f0": f"not embedded: {reason}"})
 
 
+def test_retrying_with_other_settings_leaves_what_did_not_fail(
+    plate: Path, out: Path, settings: EmbedSettings
+) -> None:
+    embed(plate, out, settings, ONE, ignore)
+    cluster_store(out, ClusterSettings(), ONE, ignore)
+    Store.open(out).clear("A/f0", "cluster")
+    Store.open(out).note_failure("A/f0", "cluster", "a cosmic ray")
+    retry = replace(ONE, retry_failed=True)
+    again = cluster_store(out, ClusterSettings(foreground=0.2), retry, ignore)
+    assert (again.done, again.failed) == (1, ())
+    assert sorted(marked(out, "cluster")) == GOOD
+
+
 def test_an_image_that_cannot_be_looked_at_keeps_its_field(
     plate: Path, out: Path, settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

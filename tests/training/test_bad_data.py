@@ -298,6 +298,26 @@ def test_one_command_trains_on_every_kind_of_image(
     assert (result["steps"], result["failed"]) == (2, [])
     header = read_header(Path(result["best"]))
     assert header.label_statistics["instances"] == 4
+    assert header.training["stains"] == (kind is plate)
+    images = tmp_path / "data" / "images"
+    command = ["segment", str(images), "--model", str(tmp_path / "run"), "--device", "cpu"]
+    assert run([*command, "--out", str(tmp_path / "cells"), "--quiet"]) == 0
+
+
+def test_a_model_of_colours_takes_no_stains_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rgb(tmp_path / "data")
+    train = ["train", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *AS_TOLD, "--quiet"]
+    assert run(train) == 0
+    plate(tmp_path / "stains")
+    command = ["segment", str(tmp_path / "stains/images"), "--model", str(tmp_path / "run")]
+    command += ["--device", "cpu", "--quiet", "--out"]
+    capsys.readouterr()
+    assert run([*command, str(tmp_path / "a")]) == 3
+    assert "3 channels that are no colours" in capsys.readouterr().err
+    assert run([*command, str(tmp_path / "b"), "--channel", "0,1,2"]) == 0
+    assert run([*command, str(tmp_path / "c"), "--channel", "1"]) == 0
 
 
 def test_channels_and_weights_are_told_on_the_command_line(
