@@ -22,6 +22,7 @@ from cellseg_cli.pipeline.plan import discarding, of_part, plan_embedding, retry
 from cellseg_cli.pipeline.record import Record, plain
 from cellseg_cli.pipeline.request import (
     check_same,
+    earlier_store,
     filling,
     found_fields,
     known_rows,
@@ -31,7 +32,6 @@ from cellseg_cli.pipeline.request import (
 )
 from cellseg_cli.pipeline.stage import dry_summary, run_stage
 from cellseg_cli.pipeline.survey import survey
-from cellseg_cli.store import Store
 
 
 def embed(
@@ -69,7 +69,7 @@ def embed(
     out = Path(out)
     request = requested(source, settings, "embeddings")
     fields = found_fields(source, settings, request.planes, "embed", emit)
-    store = Store.open(out) if Store.is_at(out) else None
+    store = earlier_store(out, request)
     if store is None and request.restriction:
         emit(Noted("embed", request.restriction))
     known = known_rows(store, request)

@@ -175,6 +175,27 @@ def found_fields(
     return found.fields
 
 
+def earlier_store(path: Path, request: Request) -> Store | None:
+    """The store that a run is to go on with; None where there is none.
+
+    One that was begun with other settings and holds no finished field holds nothing to keep:
+    who is told that a channel must be chosen can choose it.
+
+    Raises
+    ------
+    StoreError
+        As :meth:`cellseg_cli.store.Store.open`.
+    """
+    if not Store.is_at(path):
+        return None
+    store = Store.open(path)
+    same_kind = store.attributes.get("keeps", "embeddings") == request.keeps
+    if same_kind and _differences(store, request):
+        begun = (store.has(row.id, request.stage) for row in store.fields())
+        return store if any(begun) else None
+    return store
+
+
 def known_rows(store: Store | None, request: Request) -> Mapping[str, FieldRow]:
     """What the store knows of fields whose planes were chosen as they are now, by id."""
     if store is None:
@@ -203,7 +224,8 @@ def check_same(store: Store, request: Request, rows: Sequence[FieldRow]) -> None
     _refuse_other_images(store, request, rows)
 
 
-def _refuse_other_settings(store: Store, request: Request) -> None:
+def _differences(store: Store, request: Request) -> list[str]:
+    """The settings that a store was made with and that are others now, in words."""
     made = {**UNLESS_SET, **store.attributes.get("embed", {})}
     wanted = {**request.identity, **UNLESS_SET, **request.identity}  # in the order of the first
     names = {"model": (store.attributes.get("model", {}).get("name"), request.header.name)}
@@ -217,7 +239,11 @@ def _refuse_other_settings(store: Store, request: Request) -> None:
                     for name, shown in zip(names[key], (before, now), strict=True)
                 )
             differences.append(f"{key} was {before} and is now {now}")
-    if differences:
+    return differences
+
+
+def _refuse_other_settings(store: Store, request: Request) -> None:
+    if differences := _differences(store, request):
         verb = "embed" if request.keeps == "embeddings" else "segment"
         raise StoreError(
             f"{store.path} was made with other settings: {', '.join(differences)}; "

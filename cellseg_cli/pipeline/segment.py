@@ -30,6 +30,7 @@ from cellseg_cli.pipeline.plan import discarding, of_part, plan_segmenting, retr
 from cellseg_cli.pipeline.record import Record, plain
 from cellseg_cli.pipeline.request import (
     check_same,
+    earlier_store,
     filling,
     found_fields,
     known_rows,
@@ -128,7 +129,7 @@ def segment(
     output = _Output.at(Path(out), overwrite=run.overwrite)
     request = requested(source, settings.embed, "labels")
     fields = found_fields(source, settings.embed, request.planes, "segment", emit)
-    store = Store.open(output.state) if Store.is_at(output.state) else None
+    store = earlier_store(output.state, request)
     if store is None and request.restriction:
         emit(Noted("segment", request.restriction))
     known = known_rows(store, request)

@@ -430,3 +430,17 @@ def test_what_was_made_of_an_image_that_is_no_more_is_not_exported(
     assert len(segmented(plate, tmp_path / "out", settings).failed) == 1
     assert not (tmp_path / "out/A/f0.tif").exists()
     assert (tmp_path / "out/A/f2.tif").exists()
+
+
+@pytest.mark.parametrize("name", ["out", "out.zarr"])
+def test_an_output_without_a_finished_field_holds_nobody_to_its_settings(
+    settings: EmbedSettings, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    stack = np.random.default_rng(0).integers(0, 200, (3, 40, 50), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "in/a.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    assert segmented(tmp_path / "in", tmp_path / name, settings).done == 0
+    chosen = replace(settings, z="max")
+    assert segmented(tmp_path / "in", tmp_path / name, chosen).done == 1
+    with pytest.raises(StoreError, match="z was max and is now unset; choose another --out"):
+        segmented(tmp_path / "in", tmp_path / name, settings)
