@@ -45,6 +45,7 @@ from cellseg_cli.training.folder import (
     prepare,
     refuse_another_run,
 )
+from cellseg_cli.training.interrupts import held_back
 from cellseg_cli.training.limits import check_settings
 from cellseg_cli.training.metrics import Metrics
 from cellseg_cli.training.muon import Muon
@@ -249,26 +250,36 @@ class _Runner:
         self._announce()
         started, before = time.perf_counter(), state.seconds
         self.clock = Clock(self.fabric.device)
-        for step, drawn in self._drawn(state.step, settings.steps):
-            self._step(step, *drawn)
-            state.step = step + 1
-            state.seconds = before + time.perf_counter() - started
-            last, every = state.step == settings.steps, settings.validate_every
-            validates = last or bool(every and state.step % every == 0)
-            saves = last or state.step % SAVE_EVERY == 0
-            reports = validates or saves or state.step % REPORT_EVERY == 0
-            if reports:
-                self._report()
-            if validates and self.leads:
-                self._validate()
-            # Only what a report has found to be finite is kept.
-            overdue = reports and time.perf_counter() - self.saved >= SAVE_AFTER_S
-            if self.leads and (saves or overdue):
-                save_state(self.out / STATE, state)
-                self.saved = time.perf_counter()
-                self.clock.lap("writing")
+        # Of several processes each hears a signal at another step.
+        with held_back(holds=self.fabric.world_size == 1) as stopped:
+            for step, drawn in self._drawn(state.step, settings.steps):
+                self._step(step, *drawn)
+                state.step = step + 1
+                state.seconds = before + time.perf_counter() - started
+                last = state.step == settings.steps
+                stops = stopped() and not last
+                self._after(last=last, stops=stops)
+                if stops:
+                    raise KeyboardInterrupt
         self._count()
         return self._result()
+
+    def _after(self, *, last: bool, stops: bool) -> None:
+        """Report, validate and keep the state, each when it is due."""
+        state, every = self.state, self.settings.validate_every
+        validates = last or bool(every and state.step % every == 0)
+        saves = last or stops or state.step % SAVE_EVERY == 0
+        reports = validates or saves or state.step % REPORT_EVERY == 0
+        if reports:
+            self._report()
+        if validates and self.leads:
+            self._validate()
+        # Only what a report has found to be finite is kept.
+        overdue = reports and time.perf_counter() - self.saved >= SAVE_AFTER_S
+        if self.leads and (saves or overdue):
+            save_state(self.out / STATE, state)
+            self.saved = time.perf_counter()
+            self.clock.lap("writing")
 
     def _result(self) -> Result:
         state, device = self.state, str(self.fabric.device)

@@ -28,6 +28,7 @@ from cellseg_cli.training.ahead import prepared
 from cellseg_cli.training.data import Failed
 from cellseg_cli.training.densecl import DenseCL, ProjectedEncoder, follow, project
 from cellseg_cli.training.folder import METRICS, STATE, prepare, refuse_another_run
+from cellseg_cli.training.interrupts import held_back
 from cellseg_cli.training.limits import check_pretrain_settings
 from cellseg_cli.training.metrics import Metrics
 from cellseg_cli.training.pictures import Pictures, usable_pictures
@@ -212,22 +213,26 @@ def _steps(run: _Run, out: Path, metrics: Metrics) -> dict[str, float]:
     ahead = prepared(
         lambda step: draw_pairs(run.pictures, settings, step=step), state.step, settings.steps
     )
-    for step, pairs in ahead:
-        for name, value in _step(run, step, pairs).items():
-            sums[name] = sums.get(name, 0.0) + value
-        state.step, state.seconds = step + 1, before + time.perf_counter() - began
-        last = state.step == settings.steps
-        if state.step % REPORT_EVERY == 0 or last:
-            count, took = state.step - reported, time.perf_counter() - since
-            means = {name: value / count for name, value in sums.items()}
-            metrics.write(state.step, means)
-            rate = count * settings.batch_size / took
-            run.emit(Report(state.step, settings.steps, means, rate))
-            sums, reported, since = {}, state.step, time.perf_counter()
-        overdue = reported == state.step and time.perf_counter() - saved >= SAVE_AFTER_S
-        if state.step % SAVE_EVERY == 0 or last or overdue:
-            save_state(out / STATE, state)
-            saved = time.perf_counter()
+    with held_back() as stopped:
+        for step, pairs in ahead:
+            for name, value in _step(run, step, pairs).items():
+                sums[name] = sums.get(name, 0.0) + value
+            state.step, state.seconds = step + 1, before + time.perf_counter() - began
+            last = state.step == settings.steps
+            stops = stopped() and not last
+            if state.step % REPORT_EVERY == 0 or last:
+                count, took = state.step - reported, time.perf_counter() - since
+                means = {name: value / count for name, value in sums.items()}
+                metrics.write(state.step, means)
+                rate = count * settings.batch_size / took
+                run.emit(Report(state.step, settings.steps, means, rate))
+                sums, reported, since = {}, state.step, time.perf_counter()
+            overdue = reported == state.step and time.perf_counter() - saved >= SAVE_AFTER_S
+            if state.step % SAVE_EVERY == 0 or last or stops or overdue:
+                save_state(out / STATE, state)
+                saved = time.perf_counter()
+            if stops:
+                raise KeyboardInterrupt
     return means
 
 

@@ -194,6 +194,37 @@ def test_a_run_killed_with_9_ends_as_if_it_had_not_been(
     assert learned_curves(whole) == learned_curves(cut)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_the_step_it_was_at(
+    number: int, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held back to the end of a step, and of the handler that was there nothing is left over."""
+    monkeypatch.setattr(loop, "REPORT_EVERY", 2)
+    settings = dataclasses.replace(TINY, steps=9)
+    split = open_split([str(discs)])
+    train(split, tmp_path / "whole", settings)
+
+    def interrupt(report: object) -> None:
+        if isinstance(report, Report) and report.step == 4:
+            signal.raise_signal(number)
+
+    def terminated(*_: object) -> None:
+        raise AssertionError("not held back")
+
+    before = {one: signal.signal(one, terminated) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(split, tmp_path / "cut", settings, emit=interrupt)
+        assert signal.getsignal(number) is terminated
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert content_of(tmp_path / "cut" / "state.safetensors")["step"] == 5
+    train(split, tmp_path / "cut", settings)
+    for name in ("state.safetensors", "best.safetensors", "last.safetensors"):
+        assert_same(tmp_path / "whole" / name, tmp_path / "cut" / name)
+
+
 def content_of(state: Path) -> dict[str, Any]:
     with safe_open(state, framework="pt") as file:
         return dict(json.loads(file.metadata()["state"]))

@@ -170,6 +170,25 @@ def test_a_run_killed_with_9_resumes_to_the_same_weights(
     assert whole.losses == cut.losses
 
 
+def test_an_interrupted_run_keeps_the_step_it_was_at(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "REPORT_EVERY", 2)
+    settings = dataclasses.replace(TINY, steps=6)
+    learn(images, tmp_path / "whole", settings)
+
+    def interrupt(report: object) -> None:
+        if isinstance(report, Report) and report.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(images, tmp_path / "cut", settings, emit=interrupt)
+    learn(images, tmp_path / "cut", settings)
+    ours, theirs = (load_file(tmp_path / one / "encoder.safetensors") for one in ("whole", "cut"))
+    for key, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[key], rtol=0, atol=0)
+
+
 def test_a_finished_run_is_left_as_it_is(images: Path, tmp_path: Path) -> None:
     first = learn(images, tmp_path / "run")
     before = load_file(first.encoder)
