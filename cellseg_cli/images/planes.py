@@ -53,6 +53,10 @@ class Planes:
             raise ConfigError(f"--channel must be one or more numbers from 0, got '{given}'")
 
 
+#: No choice among the planes of an image.
+EVERY_PLANE = Planes()
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a file holds, as its header tells.

@@ -15,15 +15,12 @@ from cellseg_cli.exports.output import check_output_folder, path_below
 from cellseg_cli.images.decode import read_image
 from cellseg_cli.images.discover import discover
 from cellseg_cli.images.listing import SEGMENTED
-from cellseg_cli.images.planes import Planes
+from cellseg_cli.images.planes import EVERY_PLANE, Planes
 from cellseg_cli.images.source import Source
 from cellseg_cli.instances import Instances, labels_of
 from cellseg_cli.report.mistakes import mistakes_rgb
 from cellseg_cli.report.pictures import write_png
 from cellseg_cli.store import Store
-
-#: No choice among the planes of an image.
-EVERY_PLANE = Planes()
 
 
 @dataclass(frozen=True)

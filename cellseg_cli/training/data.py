@@ -30,7 +30,7 @@ from cellseg_cli.images.normalise import (
     fit_channels,
     measure,
 )
-from cellseg_cli.images.planes import Planes
+from cellseg_cli.images.planes import EVERY_PLANE, Planes
 from cellseg_cli.instances import Instances, layers_of
 from cellseg_cli.sizes import parse_size
 from cellseg_cli.training.pixels import in_levels, values_of
@@ -44,8 +44,6 @@ CACHE_BYTES = 4 << 30
 TYPE_COLUMNS = ("cell_type", "kind", "type")
 #: Stands for the cell type of fields whose type nobody names.
 ALL_TYPES = "all"
-#: No choice among the planes of an image.
-EVERY_PLANE = Planes()
 #: Begins the name of the data set that a store of pseudo-labels is.
 PSEUDO = "pseudo"
 

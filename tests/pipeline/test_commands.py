@@ -76,6 +76,21 @@ def test_three_stains_are_not_taken_for_colours(
     assert run([*embed, str(tmp_path / "chosen.zarr"), "--channel", "0"]) == 0
 
 
+@pytest.mark.parametrize("name", ["cells", "cells.zarr"])
+def test_pictures_of_mistakes_show_the_planes_that_were_segmented(
+    tmp_path: Path, model: Path, name: str
+) -> None:
+    stack = np.random.default_rng(0).integers(0, 200, (3, 2, 40, 48), dtype=np.uint8)
+    (images := tmp_path / "images").mkdir()
+    tifffile.imwrite(images / "a.tif", stack, imagej=True, metadata={"axes": "ZCYX"})
+    cells = str(tmp_path / name)
+    segment = ["segment", str(images), "--out", cells, "--model", str(model), "--device", "cpu"]
+    assert run([*segment, "--z", "max", "--channel", "1", "--quiet"]) == 0
+    evaluate = ["evaluate", cells, "--truth", cells, "--quiet", "--images", str(images)]
+    assert run([*evaluate, "--pictures", str(tmp_path / "mistakes")]) == 0
+    assert (tmp_path / "mistakes" / "a.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("extra", "error"),
     [
