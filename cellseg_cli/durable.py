@@ -14,7 +14,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -43,32 +42,16 @@ def temporary_path(folder: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def temporary_folder(folder: Path) -> Iterator[Path]:
-    """As :func:`temporary_path`, a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{os.getpid()}-{uuid.uuid4().hex}"
-    temporary.mkdir()
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files and folders that killed processes left: those a day old.
+    """Remove the temporary files that killed processes have left: those that are a day old.
 
     Which process wrote one cannot be asked, it may have run on another machine.  What cannot be
     removed stays.
     """
     with contextlib.suppress(OSError):  # no folder, another user's, or removed by another run
         for path in folder.iterdir():
-            kept = path.suffix in (".lock", ".scratch")  # scratch folders have their own rules
-            if kept or time.time() - path.stat().st_mtime <= _DAY_S:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
+            kept = path.suffix == ".lock" or not path.is_file()  # of scratch folders
+            if not kept and time.time() - path.stat().st_mtime > _DAY_S:
                 path.unlink(missing_ok=True)
 
 

@@ -61,6 +61,13 @@ class Scratch:
 
 @contextlib.contextmanager
 def scratch(root: Path, parent: Path) -> Iterator[Scratch]:
+    """Room for arrays in :func:`own_folder`."""
+    with own_folder(root, parent) as folder:
+        yield Scratch(root, folder)
+
+
+@contextlib.contextmanager
+def own_folder(root: Path, parent: Path) -> Iterator[Path]:
     """A new folder in ``parent``, a folder of the store ``root``, while the statement lasts."""
     with durable.writing(root):
         parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +76,7 @@ def scratch(root: Path, parent: Path) -> Iterator[Scratch]:
         lock = _locked(folder)  # before the folder is made: it never stands unlocked
         folder.mkdir()
     try:
-        yield Scratch(root, folder)
+        yield folder
     finally:
         _remove(folder, lock)
 

@@ -46,7 +46,7 @@ from cellseg_cli import arrays, durable, hcs, ome
 from cellseg_cli.arrays import Region, SlabWriter
 from cellseg_cli.errors import OutputExistsError, StoreError
 from cellseg_cli.rows import FieldRow, read_rows, write_rows
-from cellseg_cli.scratch import Scratch, scratch
+from cellseg_cli.scratch import Scratch, own_folder, scratch
 
 FORMAT_VERSION = 1
 #: Names that a store keeps for itself; no component of a field id may be one of them.
@@ -353,9 +353,7 @@ class Store:
         wherever it is.
         """
         group = self._group(field_id)
-        with contextlib.ExitStack() as stack:
-            with durable.writing(self.path):
-                folder = stack.enter_context(durable.temporary_folder(self.path / _OWN / "tmp"))
+        with own_folder(self.path, self.path / _OWN / "tmp") as folder:
             targets = {folder / name: layout for name, layout in layouts.items()}
             with SlabWriter(self.path, targets) as writer:
                 yield writer

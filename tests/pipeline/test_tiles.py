@@ -272,7 +272,7 @@ def test_a_full_disk_ends_the_run(store: Store, monkeypatch: pytest.MonkeyPatch)
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(np.lib.format, "write_array_header_2_0", full)
     with pytest.raises(StoreWriteError) as caught:
         cluster_store(store.path, SMALL, ONE, ignore)
     assert str(caught.value) == (

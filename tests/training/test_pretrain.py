@@ -181,8 +181,12 @@ def test_an_interrupted_run_keeps_the_step_it_was_at(
         if isinstance(report, Report) and report.step == 2:
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        learn(images, tmp_path / "cut", settings, emit=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            learn(images, tmp_path / "cut", settings, emit=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     learn(images, tmp_path / "cut", settings)
     ours, theirs = (load_file(tmp_path / one / "encoder.safetensors") for one in ("whole", "cut"))
     for key, tensor in ours.items():
