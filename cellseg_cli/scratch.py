@@ -61,7 +61,8 @@ class Scratch:
 
 @contextlib.contextmanager
 def scratch(root: Path, parent: Path) -> Iterator[Scratch]:
-    """Room for arrays in :func:`own_folder`."""
+    """Room for arrays in :func:`own_folder`; what dead processes have left there goes."""
+    remove_stale(parent)
     with own_folder(root, parent) as folder:
         yield Scratch(root, folder)
 
@@ -71,7 +72,6 @@ def own_folder(root: Path, parent: Path) -> Iterator[Path]:
     """A new folder in ``parent``, a folder of the store ``root``, while the statement lasts."""
     with durable.writing(root):
         parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(parent)
         folder = parent / f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}{_SUFFIX}"
         lock = _locked(folder)  # before the folder is made: it never stands unlocked
         folder.mkdir()
@@ -87,10 +87,18 @@ def remove_stale(parent: Path) -> None:
         with contextlib.suppress(OSError):  # held by its process, another user's, or gone
             lock = _locked(folder)
             here = lock is not None and folder.name.startswith(f"{platform.node()}-")
-            if here or time.time() - folder.stat().st_mtime > _DAY_S:
+            if here or _is_old(folder):
                 _remove(folder, lock)
             elif lock is not None:
                 os.close(lock)
+
+
+def _is_old(folder: Path) -> bool:
+    """Whether nobody has written to a folder for a day, or it is gone meanwhile."""
+    try:
+        return time.time() - folder.stat().st_mtime > _DAY_S
+    except OSError:
+        return True
 
 
 def _locked(folder: Path) -> int | None:

@@ -46,7 +46,7 @@ from cellseg_cli import arrays, durable, hcs, ome
 from cellseg_cli.arrays import Region, SlabWriter
 from cellseg_cli.errors import OutputExistsError, StoreError
 from cellseg_cli.rows import FieldRow, read_rows, write_rows
-from cellseg_cli.scratch import Scratch, own_folder, scratch
+from cellseg_cli.scratch import Scratch, own_folder, remove_stale, scratch
 
 FORMAT_VERSION = 1
 #: Names that a store keeps for itself; no component of a field id may be one of them.
@@ -464,6 +464,7 @@ class Store:
     def remove_abandoned(self) -> None:
         """Remove temporary files that killed runs have left."""
         durable.remove_abandoned(self.path / _OWN / "tmp")
+        remove_stale(self.path / _OWN / "tmp")
 
     def write_record(self, name: str, record: Json) -> Path:
         """Write a run record to ``.cellseg/runs/<name>.json``, atomically; its path."""

@@ -90,3 +90,17 @@ def test_what_cannot_be_removed_stays_and_says_nothing(tmp_path: Path) -> None:
     folder.with_suffix(".lock").mkdir()  # cannot be opened for writing, as another user's
     remove_stale(tmp_path)
     assert folder.exists()
+
+
+def test_a_folder_of_another_machine_that_goes_meanwhile_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed, and gone when its lock is looked for: that makes the file of the lock anew."""
+    gone = tmp_path / "elsewhere-1-2.scratch"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([gone]))
+    closed: list[int] = []
+    real = os.close
+    monkeypatch.setattr(os, "close", lambda number: closed.append(number) or real(number))
+    remove_stale(tmp_path)
+    assert len(closed) == 1
+    assert list(tmp_path.iterdir()) == []

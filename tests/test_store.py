@@ -538,19 +538,17 @@ def test_nothing_temporary_stays(store: Store) -> None:
 
 
 def test_what_a_killed_run_left_goes_after_a_day(store: Store) -> None:
-    """Not what may be in use: younger files, scratch folders and their locks."""
+    """Not what may be in use: younger files, and folders that a living process has locked."""
     folder = store.path / ".cellseg/tmp"
-    (folder / "host-1-a.scratch").mkdir(parents=True)
-    for name in ("1-a", "2-b", "host-1-a.lock"):
-        (folder / name).touch()
-    for name in ("1-a", "host-1-a.scratch", "host-1-a.lock"):
-        os.utime(folder / name, (0, time.time() - 90_000))  # 25 hours
-    store.remove_abandoned()
-    assert {path.name for path in folder.iterdir()} == {
-        "2-b",
-        "host-1-a.scratch",
-        "host-1-a.lock",
-    }
+    with store.scratch():
+        held = {path.name for path in folder.iterdir()}
+        (folder / "host-1-a.scratch").mkdir()
+        for name in ("1-a", "2-b", "host-1-a.lock"):
+            (folder / name).touch()
+        for name in (*held, "1-a", "host-1-a.scratch", "host-1-a.lock"):
+            os.utime(folder / name, (0, time.time() - 90_000))  # 25 hours
+        store.remove_abandoned()
+        assert {path.name for path in folder.iterdir()} == {"2-b", *held}
 
 
 # ------------------------------------------------------------------ failures and edited stores

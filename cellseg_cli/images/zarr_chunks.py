@@ -29,7 +29,8 @@ _HEAD = 16
 #: Filters may make values longer before they are compressed: of one byte eight, and a checksum.
 _FILTERED, _CHECKSUM_BYTES = 8, 4
 _OVERHEAD = 1024  # bytes that a codec may put around values, whatever they are
-_GZIP_OR_ZLIB = 47  # zlib's sign for: whichever of the two the bytes begin as
+_WINDOW_BITS = {"zlib": 15, "gzip": 31}  # as zlib names the two
+_GZIP_MARK = b"\x1f\x8b"
 _ABSENT = 2**64 - 1  # offset and length of a chunk that a shard does not hold
 _AGAIN = "copy or export it again"
 
@@ -103,16 +104,15 @@ def _is_longer(codec: str, data: bytes, most: int) -> bool:
     if codec == "zstd":
         return _zstd_is_longer(data, most)
     made = 0
-    while data:
-        inflate = zlib.decompressobj(_GZIP_OR_ZLIB)
+    while True:
+        inflate = zlib.decompressobj(_WINDOW_BITS[codec])
         try:
             made += len(inflate.decompress(data, most + 1 - made))
         except zlib.error:
             return False
-        if made > most:
-            return True
-        data = inflate.unused_data
-    return False
+        data = inflate.unused_data  # another member of gzip, or a checksum that stands behind
+        if made > most or codec != "gzip" or not data.startswith(_GZIP_MARK):
+            return made > most
 
 
 def _zstd_is_longer(data: bytes, most: int) -> bool:

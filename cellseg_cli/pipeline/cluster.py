@@ -89,6 +89,7 @@ def cluster_store(
     record = Record("cluster", run.part, {**asdict(chosen.overall), **told}, plan)
     record.model = store.attributes.get("embed", {}).get("model")
     record.device = how.labeller.device
+    store.remove_abandoned()
     with carrier(run, run.device, lambda line: emit(Noted("cluster", line))) as by:
         place = store if by.here else store.absolute()
         work = ClusterWork(place, how, StoreLabels(place))

@@ -18,7 +18,7 @@ from cellseg_cli.networks.allocator import keep_freed_memory
 from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
 from cellseg_cli.pipeline.forecast import embedding_forecast, planned
-from cellseg_cli.pipeline.plan import discarding, of_part, plan_embedding, retrying
+from cellseg_cli.pipeline.plan import of_part, plan_embedding, retrying
 from cellseg_cli.pipeline.record import Record, plain
 from cellseg_cli.pipeline.request import (
     check_same,
@@ -29,6 +29,7 @@ from cellseg_cli.pipeline.request import (
     prepared,
     requested,
     run_device,
+    store_at,
 )
 from cellseg_cli.pipeline.stage import dry_summary, run_stage
 from cellseg_cli.pipeline.survey import survey
@@ -77,9 +78,8 @@ def embed(
     if store and not run.overwrite:
         check_same(store, request, rows)
     plan = plan_embedding(of_part(rows, run.part), request.identity, store, redo=run.overwrite)
-    plan = discarding(plan, rows, known, overwrite=run.overwrite)
     if run.retry_failed:
-        plan = retrying(plan, store, "embed")
+        plan = retrying(plan, store_at(out), "embed")
     network = request.network(settings, claims=is_remote(run), passes=threads_each(run))
     run = filling(run, network, plan)
     forecast = embedding_forecast(plan, request, network, run)

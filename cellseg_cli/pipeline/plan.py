@@ -74,9 +74,11 @@ def plan_embedding(
     rows: Sequence[FieldRow], settings: Mapping[str, Any], store: Store | None, *, redo: bool
 ) -> Plan:
     """What is to be embedded; with ``redo`` everything, else what has no equal mark."""
-    unusable = tuple(Failure(row.id, row.error) for row in rows if row.error)
-    wanted = [(row, field_fingerprint(row, settings)) for row in rows if not row.error]
-    return _compared(wanted, unusable, store, "embed", redo=lambda _: redo)
+
+    def mark(row: FieldRow) -> str:
+        return field_fingerprint(row, settings)
+
+    return _of_images(rows, mark, store, "embed", redo=lambda _: redo)
 
 
 def plan_clustering(
@@ -120,14 +122,12 @@ def plan_segmenting(
 
     ``redo`` says of the id of a finished field whether it is to be done again.
     """
-    unusable = tuple(Failure(row.id, row.error) for row in rows if row.error)
-    wanted = []
-    for row in rows:
-        if not row.error:
-            embedded = field_fingerprint(row, identity)
-            mark = fingerprint({"embedding": embedded, "settings": settings(row)})
-            wanted.append((row, mark))
-    return _compared(wanted, unusable, store, "cluster", redo=redo)
+
+    def mark(row: FieldRow) -> str:
+        embedded = field_fingerprint(row, identity)
+        return fingerprint({"embedding": embedded, "settings": settings(row)})
+
+    return _of_images(rows, mark, store, "cluster", redo=redo)
 
 
 def is_replaced(row: FieldRow, earlier: FieldRow) -> bool:
@@ -136,23 +136,6 @@ def is_replaced(row: FieldRow, earlier: FieldRow) -> bool:
     A file that cannot be looked at, or that is as it was, may be readable again tomorrow.
     """
     return bool(row.error) and row.size_bytes is not None and row.identity != earlier.identity
-
-
-def discarding(
-    plan: Plan, rows: Sequence[FieldRow], known: Mapping[str, FieldRow], *, overwrite: bool
-) -> Plan:
-    """The plan with what was made of images that are no more among the stale.
-
-    With ``overwrite`` of all images that cannot be used: settings must not mix.
-    """
-    unusable = {failure.field_id for failure in plan.unusable}
-    gone = [
-        row.id
-        for row in rows
-        if row.id in unusable
-        and (overwrite or (row.id in known and is_replaced(row, known[row.id])))
-    ]
-    return replace(plan, stale=(*plan.stale, *gone))
 
 
 def retrying(plan: Plan, store: Store | None, stage: Stage) -> Plan:
@@ -164,6 +147,32 @@ def retrying(plan: Plan, store: Store | None, stage: Stage) -> Plan:
     left = {row.id for row, _ in plan.to_do if row.id not in failed}
     to_do = tuple(job for job in plan.to_do if job[0].id not in left)
     return replace(plan, to_do=to_do, stale=tuple(one for one in plan.stale if one not in left))
+
+
+def _of_images(
+    rows: Sequence[FieldRow],
+    mark: Callable[[FieldRow], str],
+    store: Store | None,
+    stage: Stage,
+    *,
+    redo: Callable[[str], bool],
+) -> Plan:
+    """What is to be made of images; of those that cannot be read, what was made may be stale.
+
+    It is if its mark is of another file or other settings.  A file that cannot be looked at
+    keeps it.
+    """
+    bad = [row for row in rows if row.error]
+    stale = [
+        row.id
+        for row, found in zip(bad, _marks(store, bad, stage), strict=True)
+        if found is not None
+        and (redo(row.id) or (row.size_bytes is not None and found != mark(row)))
+    ]
+    unusable = tuple(Failure(row.id, str(row.error)) for row in bad)
+    wanted = [(row, mark(row)) for row in rows if not row.error]
+    plan = _compared(wanted, unusable, store, stage, redo=redo)
+    return replace(plan, stale=(*plan.stale, *stale))
 
 
 def _compared(

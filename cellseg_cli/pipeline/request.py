@@ -175,6 +175,11 @@ def found_fields(
     return found.fields
 
 
+def store_at(path: Path) -> Store | None:
+    """The store that lies there, made with whatever settings; None where none does."""
+    return Store.open(path) if Store.is_at(path) else None
+
+
 def earlier_store(path: Path, request: Request) -> Store | None:
     """The store that a run is to go on with; None where there is none.
 
@@ -186,9 +191,9 @@ def earlier_store(path: Path, request: Request) -> Store | None:
     StoreError
         As :meth:`cellseg_cli.store.Store.open`.
     """
-    if not Store.is_at(path):
+    store = store_at(path)
+    if store is None:
         return None
-    store = Store.open(path)
     same_kind = store.attributes.get("keeps", "embeddings") == request.keeps
     if same_kind and _differences(store, request):
         begun = (store.has(row.id, request.stage) for row in store.fields())

@@ -26,7 +26,7 @@ from cellseg_cli.pipeline.embedding import EmbedWork
 from cellseg_cli.pipeline.events import Emit, Noted, Summary
 from cellseg_cli.pipeline.forecast import planned, segmenting_forecast
 from cellseg_cli.pipeline.labelling import Labeller
-from cellseg_cli.pipeline.plan import discarding, of_part, plan_segmenting, retrying
+from cellseg_cli.pipeline.plan import of_part, plan_segmenting, retrying
 from cellseg_cli.pipeline.record import Record, plain
 from cellseg_cli.pipeline.request import (
     check_same,
@@ -37,6 +37,7 @@ from cellseg_cli.pipeline.request import (
     prepared,
     requested,
     run_device,
+    store_at,
 )
 from cellseg_cli.pipeline.settings import CellTypes, settings_of_fields
 from cellseg_cli.pipeline.sinks import FolderLabels, LabelSink, StoreLabels
@@ -151,9 +152,8 @@ def segment(
         store,
         redo=lambda one: run.overwrite or not sink.has(one),
     )
-    plan = discarding(plan, rows, known, overwrite=run.overwrite)
     if run.retry_failed:
-        plan = retrying(plan, store, "cluster")
+        plan = retrying(plan, store_at(output.state), "cluster")
     network = request.network(settings.embed, claims=is_remote(run), passes=threads_each(run))
     run = filling(run, network, plan)
     forecast = segmenting_forecast(plan, request, network, run, how)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellseg_cli.errors import CellsegError, InputError, LimitError
-from cellseg_cli.images import ome_zarr, zarr_nodes
+from cellseg_cli.images import ome_zarr, zarr_chunks, zarr_nodes
 from cellseg_cli.images.decode import Planes, open_image, read_header, read_image
 from cellseg_cli.images.discover import find_fields
 from cellseg_cli.images.ome_zarr import ZarrImage, images_in, looks_like_zarr
@@ -328,6 +330,14 @@ def test_a_chunk_that_grows_beyond_its_size_is_not_decoded(
     assert f"holds {claimed} bytes of values" in text
     chunk.write_bytes(np.random.default_rng(0).bytes(3 * expected + 1024))
     assert refusal(lambda: read_image(folder), folder).startswith("OME-Zarr is damaged: a chunk")
+
+
+def test_a_checksum_behind_a_chunk_is_no_further_chunk() -> None:
+    """It may begin like zlib, and then gives a byte: once in ten thousand chunks."""
+    data = gzip.compress(bytes(64), mtime=0)
+    assert not zarr_chunks._is_longer("gzip", data + bytes.fromhex("4889aaad"), 64)
+    assert zarr_chunks._is_longer("gzip", data + gzip.compress(b"1"), 64)  # a second member
+    assert not zarr_chunks._is_longer("zlib", zlib.compress(bytes(64)) + bytes(9), 64)
 
 
 @pytest.mark.parametrize("filters", [["fletcher32"], ["delta"], ["shuffle"]])

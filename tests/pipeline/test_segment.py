@@ -444,3 +444,28 @@ def test_an_output_without_a_finished_field_holds_nobody_to_its_settings(
     assert segmented(tmp_path / "in", tmp_path / name, chosen).done == 1
     with pytest.raises(StoreError, match="z was max and is now unset; choose another --out"):
         segmented(tmp_path / "in", tmp_path / name, settings)
+
+
+@pytest.mark.parametrize("parts", [(None,), ("1/2", "2/2"), ("2/2", "1/2")])
+def test_each_part_takes_away_what_was_made_of_its_images(
+    plate: Path, settings: EmbedSettings, tmp_path: Path, parts: tuple[str | None, ...]
+) -> None:
+    segmented(plate, tmp_path / "out", settings)
+    for name in ("A/f0", "A/f2"):
+        (plate / f"{name}.png").write_bytes(b"")
+    for part in parts:
+        segmented(plate, tmp_path / "out", settings, run=replace(ONE, part=part))
+    left = {path.stem for path in (tmp_path / "out").rglob("*.tif")}
+    assert left == {"f1", "f3", "f4", "f5"}
+    assert not Store.open(tmp_path / "out" / STATE).has("A/f2", "cluster")
+
+
+def test_what_failed_is_retried_with_the_setting_that_it_wanted(
+    settings: EmbedSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    stack = np.random.default_rng(0).integers(0, 200, (3, 40, 50), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "in/a.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    assert len(segmented(tmp_path / "in", tmp_path / "out", settings).failed) == 1
+    chosen, retry = replace(settings, z="max"), replace(ONE, retry_failed=True)
+    assert segmented(tmp_path / "in", tmp_path / "out", chosen, run=retry).done == 1
