@@ -231,10 +231,8 @@ class Budget:
         """What to do where not even one thread fits."""
         base = self.process_bytes + self.pass_bytes
         parent = PARENT_BYTES if self.carrying.apart else 0
-        least = shown(parent + base + self.bytes_per_thread).replace(
-            " ", ""
-        )  # to be typed as it is
-        advice = f"--memory {least}"
+        least = shown(parent + base + self.bytes_per_thread)
+        advice = f"--memory {least.replace(' ', '')}"  # to be typed as it stands
         room = memory_bytes - base - self.bytes_per_thread
         one = "--workers 1 --threads 1" if self.carrying.processes > 1 else "--threads 1"
         if self.pass_bytes and (batch := self._batch(room + self.pass_bytes)):
